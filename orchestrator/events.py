@@ -1,0 +1,67 @@
+"""What a run says while it goes on: frozen, versioned, plain data. Workers make them, the ledger keeps them, MLflow gets them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+FORMAT = 1
+
+State = Literal["running", "finished", "stopped", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """A trial was given its values and a slot. `values`: the searched keys; `params`: every parameter, flat; `env`: what it runs on."""
+
+    trial: int | None
+    at_ms: int
+    values: dict[str, Any]
+    params: dict[str, Any]
+    env: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class EpochEnded:
+    """One epoch's metrics, the same on every rank. `last`: the run has no further epoch of its own accord."""
+
+    trial: int | None
+    epoch: int  # from 1
+    metrics: dict[str, float]
+    at_ms: int
+    last: bool = False
+    verdict: str | None = None  # continue | asha | patience: what the driver answered
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class RunEnded:
+    """The end of a run. `error` is one line; `trace` is the path of the full one. `nodes`: the node of each rank."""
+
+    trial: int | None
+    state: State
+    at_ms: int
+    stopped_by: str | None = None
+    error: str | None = None
+    trace: str | None = None
+    wall_s: float = 0.0
+    nodes: tuple[str, ...] = ()
+    format: int = FORMAT
+
+
+Event = RunStarted | EpochEnded | RunEnded
+KINDS: dict[str, type[Event]] = {"started": RunStarted, "epoch": EpochEnded, "ended": RunEnded}
+
+
+def to_plain(event: Event) -> tuple[str, dict[str, Any]]:
+    """(kind, plain data) of an event."""
+    kind = next(name for name, cls in KINDS.items() if type(event) is cls)
+    return kind, asdict(event)
+
+
+def from_plain(kind: str, data: dict[str, Any]) -> Event:
+    """The event of what `to_plain` made; fields that this version doesn't know are left out."""
+    cls = KINDS[kind]
+    known = {k: tuple(v) if k == "nodes" else v for k, v in data.items() if k in cls.__dataclass_fields__}
+    return cls(**known)

@@ -1,0 +1,161 @@
+"""Raw data -> Parquet, schema, encoder, splits and fingerprint: once, atomically, cached by the fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from .encode import KINDS, ClassEncoder, Encoder, class_name, refuse
+from .raw import Load, Raw
+from .schema import FORMAT, DataError, Schema
+from .splits import NAMES, SplitConfig, split
+
+ROW_GROUP = 8192
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A prepared data set: `folder` holds train.parquet, validation.parquet, test.parquet and data.json."""
+
+    folder: Path
+    fingerprint: str
+    schema: Schema
+    encoder: Encoder
+    rows: Mapping[str, int]
+    size_bytes: int  # of all rows, encoded, in memory
+    optimum: Mapping[str, float]
+    counts: Mapping[str, Mapping[str, int]]  # split -> class -> rows
+
+    def file(self, part: str) -> Path:
+        return self.folder / f"{part}.parquet"
+
+    @classmethod
+    def open(cls, folder: Path) -> Prepared:
+        """What `prepare` wrote; raises DataError if it isn't whole."""
+        try:
+            data = json.loads((folder / "data.json").read_text())
+            schema = Schema.from_plain(data["schema"])
+            encoder = Encoder.from_plain(schema, data["encoder"])
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"'{folder}' holds no prepared data ({error}); delete it and it is made anew") from None
+        return cls(folder, data["fingerprint"], schema, encoder, data["rows"], data["size_bytes"], data["optimum"], data["counts"])
+
+
+def prepare(source: str, load: Load, config: Any, split_config: SplitConfig, cache: Path) -> Prepared:
+    """The prepared form of a source, from the cache below `cache` if its fingerprint is there.
+
+    The fingerprint covers the raw content, the source's options (not where it lies) and the split. Raises DataError.
+    """
+    raw: Raw | None = None
+    if hasattr(config, "files"):
+        content = hash_files(config.files())
+    else:
+        raw = load(config)
+        content = hash_table(raw.table)
+    options = {k: v for k, v in dataclasses.asdict(config).items() if k != "path"}
+    identity = json.dumps([FORMAT, source, options, dataclasses.asdict(split_config), content], sort_keys=True, default=str)
+    fingerprint = xxhash.xxh3_128_hexdigest(identity.encode())
+    folder = cache / fingerprint
+    if not (folder / "data.json").exists():
+        _write(load(config) if raw is None else raw, split_config, fingerprint, folder)
+    return Prepared.open(folder)
+
+
+def hash_files(files: list[tuple[str, Path]]) -> str:
+    """xxh3 of names and contents; names are relative, so that a moved folder is the same data."""
+    digest = xxhash.xxh3_128()
+    for name, path in files:
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as opened:
+            while block := opened.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_table(table: pa.Table) -> str:
+    """xxh3 of a table's content, however it is chunked."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks(), max_chunksize=65536)
+    return xxhash.xxh3_128_hexdigest(sink.getvalue())
+
+
+def _write(raw: Raw, config: SplitConfig, fingerprint: str, folder: Path) -> None:
+    """Everything into a folder beside, then one rename: nothing half-written is ever found under the fingerprint."""
+    for column in raw.inputs:
+        if column.kind not in KINDS:
+            raise DataError(
+                f"column '{column.name}' is a {column.kind}, which no family takes; name the columns to use in data.inputs, "
+                f"or leave it out with data.drop: [{column.name}]",
+                "data.inputs",
+            )
+    parts = split(raw, config)
+    keep = [*(c.name for c in raw.inputs), raw.target.name]
+    tables = {name: raw.table.select(keep).take(pa.array(rows)) for name, rows in parts.items()}
+    encoder = _fit(raw, tables, parts)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
+    try:
+        for name, table in tables.items():
+            pq.write_table(table, beside / f"{name}.parquet", row_group_size=ROW_GROUP, compression="lz4")
+        (beside / "data.json").write_text(json.dumps(_describe(raw, tables, encoder, fingerprint), indent=1))
+        beside.chmod(0o755)
+        try:
+            os.rename(beside, folder)
+        except OSError:
+            if not (folder / "data.json").exists():  # not made by another process meanwhile
+                raise
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _fit(raw: Raw, tables: Mapping[str, pa.Table], parts: Mapping[str, np.ndarray]) -> Encoder:
+    """The encoder of the training rows, checked on the rows of every part."""
+    classes: tuple[str, ...] = ()
+    if raw.target.kind == "class":
+        classes = ClassEncoder.fit(raw.target, np.array(tables["train"][raw.target.name].to_pylist(), dtype=object)).classes
+    schema = Schema(raw.inputs, raw.target, classes)
+    encoder = Encoder.fit(schema, tables["train"])
+    for name in NAMES:
+        for column in keep_names(schema):
+            if name == "train" and column != raw.target.name:
+                continue  # fitting has looked
+            _, errors = encoder.columns[column].array(tables[name][column])
+            refuse({int(parts[name][row]): says for row, says in errors.items()}, column, f"the data ({name} part)")
+    return encoder
+
+
+def keep_names(schema: Schema) -> list[str]:
+    """The columns that prepared files hold: the inputs, then the target."""
+    return [*(c.name for c in schema.inputs), schema.target.name]
+
+
+def _describe(raw: Raw, tables: Mapping[str, pa.Table], encoder: Encoder, fingerprint: str) -> dict[str, Any]:
+    row_bytes = sum(int(np.prod(c.shape)) * np.dtype(c.dtype).itemsize for c in raw.inputs) + 8
+    counts: dict[str, dict[str, int]] = {}
+    if encoder.schema.classes:
+        for name, table in tables.items():
+            seen = [class_name(v) for v in table[raw.target.name].to_pylist()]
+            counts[name] = {c: seen.count(c) for c in encoder.schema.classes} if len(encoder.schema.classes) <= 1000 else {}
+    return {
+        "format": FORMAT,
+        "fingerprint": fingerprint,
+        "schema": encoder.schema.to_plain(),
+        "encoder": encoder.to_plain(),
+        "rows": {name: table.num_rows for name, table in tables.items()},
+        "size_bytes": row_bytes * raw.table.num_rows,
+        "optimum": dict(raw.optimum),
+        "counts": counts,
+    }

@@ -1,0 +1,1 @@
+"""One module a source: raw files of one form -> Raw."""

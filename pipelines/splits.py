@@ -1,0 +1,136 @@
+"""Train, validation and test: by seed, group, time, a given column, or the data's own official parts. The same answer every time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+from annotated_types import Ge, Gt, Lt
+
+from .encode import class_name
+from .raw import Raw
+from .schema import DataError
+
+NAMES = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """`by: None` takes the official parts where the data has them, else random; class labels are stratified in random splits.
+
+    Where official parts lack a validation part, it is taken from train, as large as `validation` is beside `train`.
+    """
+
+    by: Literal["random", "group", "time", "column"] | None = None
+    column: str | None = None
+    train: Annotated[float, Gt(0), Lt(1)] = 0.8
+    validation: Annotated[float, Gt(0), Lt(1)] = 0.1
+    test: Annotated[float, Gt(0), Lt(1)] = 0.1
+    seed: Annotated[int, Ge(0)] = 0
+
+    def __post_init__(self) -> None:
+        if abs(self.train + self.validation + self.test - 1) > 1e-6:
+            raise ValueError(f"train, validation and test add up to {self.train + self.validation + self.test:g}; they must add up to 1")
+        if self.by in ("group", "time", "column") and not self.column:
+            raise ValueError(f"by: {self.by} needs a column")
+
+
+def split(raw: Raw, config: SplitConfig) -> dict[str, np.ndarray]:
+    """Row numbers (sorted, [n] int64) of each part: disjoint, and together every row. Raises DataError if a part would be empty."""
+    rng = np.random.default_rng(config.seed)
+    labels = _labels(raw)
+    if config.by is None and raw.official is not None:
+        parts = _official(raw.official, labels, config, rng)
+    elif config.by == "column":
+        parts = _official(_split_names(raw.table, config.column or ""), labels, config, rng)
+    elif config.by == "group":
+        parts = _by_group(_values(raw.table, config.column or ""), config, rng)
+    elif config.by == "time":
+        order = np.argsort(_values(raw.table, config.column or ""), kind="stable")
+        parts = _cut(order, (config.train, config.validation, config.test))
+    else:
+        parts = _stratified(np.arange(raw.table.num_rows), labels, (config.train, config.validation, config.test), rng)
+    for name in NAMES:
+        if len(parts[name]) == 0:
+            raise DataError(f"the {name} part would be empty: {raw.table.num_rows} rows are too few for this split", "data.split")
+    return {name: np.sort(parts[name]) for name in NAMES}
+
+
+def _labels(raw: Raw) -> np.ndarray | None:
+    """Class names of the rows, checked: none missing, no class with a single row; None if the target is no class."""
+    if raw.target.kind != "class":
+        return None
+    column = raw.table[raw.target.name]
+    names = np.array([class_name(v) if v is not None else "" for v in column.to_pylist()], dtype=object)
+    missing = np.flatnonzero([v is None or v != v for v in column.to_pylist()])
+    if len(missing):
+        raise DataError(f"column '{raw.target.name}', row {missing[0]}: the label is missing ({len(missing)} rows); drop or fill them")
+    found, counts = np.unique(names.astype(str), return_counts=True)
+    if len(found) < 2:
+        raise DataError(f"column '{raw.target.name}': only one class, '{found[0] if len(found) else ''}'; a classifier needs two")
+    if counts.min() < 2:
+        raise DataError(
+            f"column '{raw.target.name}': class '{found[counts.argmin()]}' has one row, so it can't be in train and in test; "
+            "add rows or leave the class out"
+        )
+    return names.astype(str)
+
+
+def _cut(order: np.ndarray, shares: tuple[float, float, float]) -> dict[str, np.ndarray]:
+    first, second = (round(len(order) * s) for s in (shares[0], shares[0] + shares[1]))
+    return {"train": order[:first], "validation": order[first:second], "test": order[second:]}
+
+
+def _stratified(rows: np.ndarray, labels: np.ndarray | None, shares: tuple[float, float, float], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random parts with the classes' shares kept: rows are shuffled, lined up by class, and dealt out at even distances."""
+    order = rng.permutation(rows)
+    if labels is None:
+        return _cut(order, shares)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+    for name in np.unique(labels[rows]):
+        for part, chosen in _cut(order[labels[order] == name], shares).items():
+            parts[part].append(chosen)
+    joined = {name: np.concatenate(chosen) for name, chosen in parts.items()}
+    return joined if all(len(v) for v in joined.values()) else _cut(order, shares)
+
+
+def _official(names: np.ndarray, labels: np.ndarray | None, config: SplitConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    parts = {name: np.flatnonzero(names == name) for name in NAMES}
+    if len(parts["test"]) == 0 and len(parts["train"]):
+        raise DataError("the given parts have no test rows; add them, or set data.split.by: random", "data.split")
+    if len(parts["validation"]) == 0 and len(parts["train"]) > 1:
+        share = config.validation / (config.train + config.validation)
+        taken = _stratified(parts["train"], labels, (1 - share, share, 0.0), rng)
+        parts |= {"train": taken["train"], "validation": np.concatenate([taken["validation"], taken["test"]])}
+    return parts
+
+
+def _by_group(groups: np.ndarray, config: SplitConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """No group in two parts: whole groups, shuffled, are dealt to the part that lacks most of its share."""
+    found, member = np.unique(groups, return_inverse=True)
+    shares = np.array([config.train, config.validation, config.test])
+    filled, part_of = np.zeros(3), np.zeros(len(found), int)
+    counts = np.bincount(member)
+    for group in rng.permutation(len(found)):
+        part_of[group] = np.argmax(shares * len(groups) - filled)
+        filled[part_of[group]] += counts[group]
+    return {name: np.flatnonzero(part_of[member] == place) for place, name in enumerate(NAMES)}
+
+
+def _values(table: pa.Table, column: str) -> np.ndarray:
+    if column not in table.column_names:
+        raise DataError(f"no column '{column}'; the data has: {', '.join(table.column_names)}", "data.split.column")
+    if table[column].null_count:
+        raise DataError(f"column '{column}' has {table[column].null_count} missing values", "data.split.column")
+    return np.asarray(table[column].to_pylist())
+
+
+def _split_names(table: pa.Table, column: str) -> np.ndarray:
+    aliases = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation", "training": "train", "testing": "test"}
+    names = np.array([aliases.get(str(v).lower(), str(v).lower()) for v in _values(table, column)])
+    wrong = sorted(set(names) - set(NAMES))
+    if wrong:
+        raise DataError(f"column '{column}' says '{wrong[0]}'; it must say train, validation or test", "data.split.column")
+    return names
