@@ -72,3 +72,7 @@ class Interrupted(OrchestratorError):
     """Ctrl-C or SIGTERM."""
 
     exit_code = 130
+
+
+class Note(UserWarning):
+    """Something to know beside a result; the command line prints it on stderr."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -65,3 +66,53 @@ def from_plain(kind: str, data: dict[str, Any]) -> Event:
     cls = KINDS[kind]
     known = {k: tuple(v) if k == "nodes" else v for k, v in data.items() if k in cls.__dataclass_fields__}
     return cls(**known)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch of a run and its metrics: the score, and the checkpoint that earned it."""
+
+    epoch: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A run as commands print it. `trial` and `sweep` are None for a run of `train`; `run_id` while MLflow hasn't been reached."""
+
+    trial: int | None
+    run_id: str | None
+    state: State
+    stopped_by: str | None
+    params: dict[str, Any]
+    epochs: int
+    best: Best | None
+    error: str | None
+    wall_s: float
+    sweep: str | None = None
+
+
+def better(value: float, than: float, mode: str) -> bool:
+    """Strictly better: of equals the earlier one stays."""
+    return value > than if mode == "max" else value < than
+
+
+def summarise(events: Iterable[Event], metric: str, mode: str) -> TrialResult:
+    """One run's events, in order -> its result."""
+    started = ended = None
+    epochs, best = 0, None
+    for event in events:
+        if isinstance(event, RunStarted):
+            started = event
+        elif isinstance(event, EpochEnded):
+            epochs = max(epochs, event.epoch)
+            if best is None or better(event.metrics[metric], best.metrics[metric], mode):
+                best = Best(event.epoch, event.metrics)
+        else:
+            ended = event
+    assert started is not None
+    wall_s = round(ended.wall_s, 3) if ended else 0.0
+    state: State = ended.state if ended else "running"
+    return TrialResult(
+        started.trial, None, state, ended.stopped_by if ended else None, started.values, epochs, best, ended.error if ended else None, wall_s
+    )

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from .encode import KINDS, ClassEncoder, Encoder, class_name, refuse
+from .encode import KINDS, ClassEncoder, Encoder, refuse
 from .raw import Load, Raw
 from .schema import FORMAT, DataError, Schema
 from .splits import NAMES, SplitConfig, split
@@ -48,6 +48,8 @@ class Prepared:
             data = json.loads((folder / "data.json").read_text())
             schema = Schema.from_plain(data["schema"])
             encoder = Encoder.from_plain(schema, data["encoder"])
+            for part in NAMES:
+                (folder / f"{part}.parquet").stat()
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"'{folder}' holds no prepared data ({error}); delete it and it is made anew") from None
         return cls(folder, data["fingerprint"], schema, encoder, data["rows"], data["size_bytes"], data["optimum"], data["counts"])
@@ -69,8 +71,16 @@ def prepare(source: str, load: Load, config: Any, split_config: SplitConfig, cac
     fingerprint = xxhash.xxh3_128_hexdigest(identity.encode())
     folder = cache / fingerprint
     if not (folder / "data.json").exists():
-        _write(load(config) if raw is None else raw, split_config, fingerprint, folder)
+        raw = load(config) if raw is None else raw
+        _write(_without_split_column(raw, config, split_config), split_config, fingerprint, folder)
     return Prepared.open(folder)
+
+
+def _without_split_column(raw: Raw, config: Any, split_config: SplitConfig) -> Raw:
+    """What a split goes by (a speaker, a day, 'test') is no input, unless `inputs` names it."""
+    if split_config.by is None or split_config.column in (getattr(config, "inputs", None) or ()):
+        return raw
+    return dataclasses.replace(raw, inputs=tuple(column for column in raw.inputs if column.name != split_config.column))
 
 
 def hash_files(files: list[tuple[str, Path]]) -> str:
@@ -94,13 +104,7 @@ def hash_table(table: pa.Table) -> str:
 
 def _write(raw: Raw, config: SplitConfig, fingerprint: str, folder: Path) -> None:
     """Everything into a folder beside, then one rename: nothing half-written is ever found under the fingerprint."""
-    for column in raw.inputs:
-        if column.kind not in KINDS:
-            raise DataError(
-                f"column '{column.name}' is a {column.kind}, which no family takes; name the columns to use in data.inputs, "
-                f"or leave it out with data.drop: [{column.name}]",
-                "data.inputs",
-            )
+    _refuse_kinds(raw)
     parts = split(raw, config)
     keep = [*(c.name for c in raw.inputs), raw.target.name]
     tables = {name: raw.table.select(keep).take(pa.array(rows)) for name, rows in parts.items()}
@@ -115,19 +119,32 @@ def _write(raw: Raw, config: SplitConfig, fingerprint: str, folder: Path) -> Non
         try:
             os.rename(beside, folder)
         except OSError:
-            if not (folder / "data.json").exists():  # not made by another process meanwhile
-                raise
+            if not (folder / "data.json").exists():  # else another process made it meanwhile
+                shutil.rmtree(folder)  # something was deleted from it
+                os.rename(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _refuse_kinds(raw: Raw) -> None:
+    odd = [column for column in raw.inputs if column.kind not in KINDS]
+    if odd:
+        raise DataError(
+            f"column '{odd[0].name}' is a {odd[0].kind}, which no family takes; name the columns to use in data.inputs, "
+            f"or leave out with data.drop: [{', '.join(column.name for column in odd)}]",
+            "data.inputs",
+        )
+    if raw.target.kind != "class":
+        raise DataError(f"target '{raw.target.name}' is a {raw.target.kind}, which no family learns; they learn classes", "data.target")
 
 
 def _fit(raw: Raw, tables: Mapping[str, pa.Table], parts: Mapping[str, np.ndarray]) -> Encoder:
     """The encoder of the training rows, checked on the rows of every part."""
     classes: tuple[str, ...] = ()
     if raw.target.kind == "class":
-        classes = ClassEncoder.fit(raw.target, np.array(tables["train"][raw.target.name].to_pylist(), dtype=object)).classes
+        classes = ClassEncoder.fit(raw.target, np.array(tables["train"][raw.target.name].unique().to_pylist(), dtype=object)).classes
     schema = Schema(raw.inputs, raw.target, classes)
-    encoder = Encoder.fit(schema, tables["train"])
+    encoder = Encoder.fit(schema, tables["train"], parts["train"])
     for name in NAMES:
         for column in keep_names(schema):
             if name == "train" and column != raw.target.name:
@@ -147,8 +164,9 @@ def _describe(raw: Raw, tables: Mapping[str, pa.Table], encoder: Encoder, finger
     counts: dict[str, dict[str, int]] = {}
     if encoder.schema.classes:
         for name, table in tables.items():
-            seen = [class_name(v) for v in table[raw.target.name].to_pylist()]
-            counts[name] = {c: seen.count(c) for c in encoder.schema.classes} if len(encoder.schema.classes) <= 1000 else {}
+            codes, _ = encoder.columns[raw.target.name].array(table[raw.target.name])
+            seen = np.bincount(codes, minlength=len(encoder.schema.classes))
+            counts[name] = {c: int(n) for c, n in zip(encoder.schema.classes, seen, strict=True)} if len(seen) <= 1000 else {}
     return {
         "format": FORMAT,
         "fingerprint": fingerprint,

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 from annotated_types import Ge, Gt, Lt
 
-from .encode import class_name
+from .encode import label_codes
 from .raw import Raw
 from .schema import DataError
 
 NAMES = ("train", "validation", "test")
+ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation", "training": "train", "testing": "test"}
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,12 @@ def _labels(raw: Raw) -> np.ndarray | None:
     if raw.target.kind != "class":
         return None
     column = raw.table[raw.target.name]
-    names = np.array([class_name(v) if v is not None else "" for v in column.to_pylist()], dtype=object)
-    missing = np.flatnonzero([v is None or v != v for v in column.to_pylist()])
+    distinct, codes = label_codes(column)
+    missing = np.flatnonzero(np.array([name is None for name in distinct], bool)[codes])
     if len(missing):
         raise DataError(f"column '{raw.target.name}', row {missing[0]}: the label is missing ({len(missing)} rows); drop or fill them")
-    found, counts = np.unique(names.astype(str), return_counts=True)
+    names = np.array(distinct, dtype=str)[codes]
+    found, counts = np.unique(names, return_counts=True)
     if len(found) < 2:
         raise DataError(f"column '{raw.target.name}': only one class, '{found[0] if len(found) else ''}'; a classifier needs two")
     if counts.min() < 2:
@@ -75,7 +77,7 @@ def _labels(raw: Raw) -> np.ndarray | None:
             f"column '{raw.target.name}': class '{found[counts.argmin()]}' has one row, so it can't be in train and in test; "
             "add rows or leave the class out"
         )
-    return names.astype(str)
+    return names
 
 
 def _cut(order: np.ndarray, shares: tuple[float, float, float]) -> dict[str, np.ndarray]:
@@ -83,17 +85,29 @@ def _cut(order: np.ndarray, shares: tuple[float, float, float]) -> dict[str, np.
     return {"train": order[:first], "validation": order[first:second], "test": order[second:]}
 
 
-def _stratified(rows: np.ndarray, labels: np.ndarray | None, shares: tuple[float, float, float], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Random parts with the classes' shares kept: rows are shuffled, lined up by class, and dealt out at even distances."""
+def _stratified(
+    rows: np.ndarray, labels: np.ndarray | None, shares: tuple[float, float, float], rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Random parts with the classes' shares kept, and at least one row of each class in train.
+
+    What rounding leaves of one class goes to the next ones, so that many small classes still fill every part.
+    """
     order = rng.permutation(rows)
     if labels is None:
         return _cut(order, shares)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+    rows_seen, given = 0, dict.fromkeys(NAMES, 0)
     for name in np.unique(labels[rows]):
-        for part, chosen in _cut(order[labels[order] == name], shares).items():
+        members = order[labels[order] == name]
+        rows_seen += len(members)
+        ideal = [len(chosen) for chosen in _cut(np.arange(rows_seen), shares).values()]
+        first = min(max(ideal[0] - given["train"], 1), len(members))
+        second = min(max(ideal[1] - given["validation"], 0) + first, len(members))
+        for part, chosen in zip(NAMES, np.split(members, [first, second]), strict=True):
             parts[part].append(chosen)
+            given[part] += len(chosen)
     joined = {name: np.concatenate(chosen) for name, chosen in parts.items()}
-    return joined if all(len(v) for v in joined.values()) else _cut(order, shares)
+    return joined if all(len(joined[n]) for n, share in zip(NAMES, shares, strict=True) if share) else _cut(order, shares)
 
 
 def _official(names: np.ndarray, labels: np.ndarray | None, config: SplitConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -127,10 +141,15 @@ def _values(table: pa.Table, column: str) -> np.ndarray:
     return np.asarray(table[column].to_pylist())
 
 
+def part_name(name: str) -> str | None:
+    """train, validation or test, also by its other usual names; None for any other word."""
+    name = name.lower()
+    return ALIASES.get(name, name if name in NAMES else None)
+
+
 def _split_names(table: pa.Table, column: str) -> np.ndarray:
-    aliases = {"val": "validation", "valid": "validation", "dev": "validation", "eval": "validation", "training": "train", "testing": "test"}
-    names = np.array([aliases.get(str(v).lower(), str(v).lower()) for v in _values(table, column)])
-    wrong = sorted(set(names) - set(NAMES))
+    values = _values(table, column)
+    wrong = sorted({str(value) for value in values if part_name(str(value)) is None})
     if wrong:
         raise DataError(f"column '{column}' says '{wrong[0]}'; it must say train, validation or test", "data.split.column")
-    return names
+    return np.array([part_name(str(value)) for value in values])

@@ -1,0 +1,84 @@
+"""Find a running Ray or start one, with our hook in every worker; shut down only what was started here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .resources import Found, of_cluster
+from .wheel import make_wheel
+
+OBJECT_STORE_BYTES = 200_000_000  # jobs and events are small; Ray's default is 30 % of the memory
+
+
+class ClusterError(ValueError):
+    """A cluster that can't be reached or used."""
+
+
+@contextlib.contextmanager
+def connect(address: str | None, hook: str, packages: Mapping[str, Path], version: str, env: Mapping[str, str], cpus: float) -> Iterator[Found]:
+    """Connected to Ray while inside. `hook`: dotted path of a function that runs first in each worker; `env`: of the workers.
+
+    Without an address a Ray of `cpus` CPUs is started on this machine, and ended with the context. With one the `packages` travel as one
+    wheel. Raises ClusterError if there is nothing at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's temporary folder holds unix sockets, whose paths are limited to about 100 characters: it can't lie in the working folder
+    folder = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp" if Path("/tmp").is_dir() else None))
+    environment = {"worker_process_setup_hook": hook, "env_vars": dict(env)}
+    try:
+        if address is None:
+            _start(folder, environment, cpus)
+        else:
+            _join(address, folder, environment, packages, version)
+        import ray
+
+        try:
+            yield of_cluster(ray.nodes())
+        finally:
+            ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None:
+    import ray
+
+    os.environ.pop("RAY_ADDRESS", None)
+    ray.init(
+        address="local",
+        num_cpus=int(cpus),
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=40,
+        _temp_dir=str(folder),
+        runtime_env=dict(environment),
+    )
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists():  # ray.init writes it readable for all
+        with contextlib.suppress(OSError):
+            token.chmod(0o600)
+
+
+def _join(address: str, folder: Path, environment: Mapping[str, object], packages: Mapping[str, Path], version: str) -> None:
+    import ray
+
+    wheel = make_wheel("orchestrator", version, packages, folder)
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    try:
+        ray.init(
+            address=address, log_to_driver=False, logging_level=40, runtime_env={**environment, "py_modules": [str(wheel)]}
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ClusterError(
+            f"no Ray cluster answers at '{address}' ({said}); is it running, and is its token set (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)?"
+        ) from None

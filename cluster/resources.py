@@ -1,0 +1,52 @@
+"""What there is: CPUs, GPUs, memory, of this machine or of a cluster's nodes. Plain values."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Found:
+    """`per_node`: (CPUs, GPUs) of each node that is alive; `bf16`: this machine's CPU multiplies bfloat16."""
+
+    per_node: tuple[tuple[float, float], ...]
+    bf16: bool
+    memory_bytes: int
+
+    @property
+    def cpus(self) -> float:
+        return sum(cpus for cpus, _ in self.per_node)
+
+    @property
+    def gpus(self) -> float:
+        return sum(gpus for _, gpus in self.per_node)
+
+
+def this_machine() -> Found:
+    """The CPUs that this process may use, the GPUs that the driver shows, the memory; no torch, no Ray."""
+    return Found(((float(len(os.sched_getaffinity(0))), float(_gpus())),), _bf16(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def of_cluster(nodes: list[dict[str, Any]]) -> Found:
+    """Of what `ray.nodes()` gives."""
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    memory = int(min((node.get("memory", 0) for node in alive), default=0))
+    return Found(tuple((node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in alive), _bf16(), memory)
+
+
+def _gpus() -> int:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = [p for p in Path("/dev").glob("nvidia[0-9]*") if p.name.removeprefix("nvidia").isdigit()]
+    if visible is not None:
+        return min(len(devices), len([v for v in visible.split(",") if v.strip() not in ("", "-1")]))
+    return len(devices)
+
+
+def _bf16() -> bool:
+    try:
+        return "avx512_bf16" in (text := Path("/proc/cpuinfo").read_text()) or "amx_bf16" in text
+    except OSError:
+        return False

@@ -1,0 +1,250 @@
+"""The public functions: plain values in, one typed result out. The command line calls only these, and a notebook may call them too."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.resources import this_machine
+from orchestrator import launch as launching
+from orchestrator import results as r
+from orchestrator.catalog import catalog, config_tables
+from orchestrator.deployment import bundle as bundles
+from orchestrator.deployment import predict as predicting
+from orchestrator.deployment import promotion, selection
+from orchestrator.deployment.registry import Registry, fetch
+from orchestrator.errors import Failed, GateFailed, Interrupted, Note, Refused
+from orchestrator.events import Event
+from orchestrator.experiment.json_schema import json_schema
+from orchestrator.experiment.plan import Command
+from orchestrator.experiment.read import apply_override, parse_file, read, resolve, with_values
+from orchestrator.records import tracking
+
+Overrides = Sequence[str]
+
+
+def _silent(event: Event) -> None:
+    """No progress."""
+
+
+def train(experiment: str, overrides: Overrides = (), *, address: str | None = None, show: Callable[[Event], None] = _silent) -> r.Trained:
+    """Train one run of an experiment file. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one."""
+    out = _launch("train", experiment, overrides, address, show)
+    run = out.results[0]
+    done = r.Trained(
+        experiment=out.launch.name,
+        run_id=out.run_id,
+        state=run.state,
+        epochs=run.epochs,
+        executor=out.plan.executor,
+        workers=out.plan.workers,
+        nodes=out.nodes,
+        best=run.best,
+        test=out.test,
+        bundle=_relative(out.bundle),
+        wall_s=out.wall_s,
+        error=run.error,
+    )
+    _raise(out, done)
+    return done
+
+
+def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = None, show: Callable[[Event], None] = _silent) -> r.Swept:
+    """Search an experiment's space. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one."""
+    out = _launch("sweep", experiment, overrides, address, show)
+    best = None if out.best is None else {**dataclasses.asdict(out.best), "test": out.test}
+    done = r.Swept(out.launch.name, out.launch.id, out.run_id, out.state, out.results, best, out.wall_s, out.launch.metric)  # type: ignore[arg-type]
+    _raise(out, done)
+    return done
+
+
+def _launch(command: Command, path: str, overrides: Overrides, address: str | None, show: Callable[[Event], None]) -> launching.Outcome:
+    asked = launching.ask(Path(path), overrides)
+    return launching.run(command, asked, address or os.environ.get("RAY_ADDRESS") or None, show)
+
+
+def _raise(out: launching.Outcome, result: r.Result) -> None:
+    """An outcome that isn't a success, as the error that carries its result."""
+    if out.state == "interrupted":
+        done = sum(t.state in ("finished", "stopped", "failed") for t in out.results)
+        raise Interrupted(f"interrupted: {done} of {len(out.results)} runs had ended; all that was done is recorded", result=result)
+    try:
+        launching.refuse_if_all_failed(out)
+    except Failed as error:
+        raise Failed(str(error), result=result) from None
+    if out.left:
+        _note(f"MLflow at {tracking.destination()} has not got everything ({out.problem or 'no answer yet'}); run: orchestrator sync")
+
+
+def _note(text: str) -> None:
+    warnings.warn(text, Note, stacklevel=3)
+
+
+def _relative(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def plan(experiment: str, overrides: Overrides = (), *, command: Command = "sweep") -> r.Planned:
+    """What a command would do on this machine, and why; prepares the data, trains nothing."""
+    asked = launching.ask(Path(experiment), overrides)
+    found = this_machine()
+    made = launching.plan_of(command, asked, found, on_cluster=False)
+    resources = {
+        "cpus": found.cpus,
+        "gpus": found.gpus,
+        "slots": made.slots,
+        "cpus_per_worker": made.cpus,
+        "gpus_per_worker": made.gpus,
+        "threads_per_worker": made.threads,
+        "precision": f"{made.precision} ({made.precision_why})",
+    }
+    rows = sum(asked.prepared.rows.values())
+    data = {"rows": rows, "bytes": asked.prepared.size_bytes, "fits_in_memory": made.fits_in_memory}
+    return r.Planned(
+        made.executor, made.why, made.trials, made.epochs, made.workers, resources, data, made.disk_bytes, launching.estimate(asked, made), made.notes
+    )
+
+
+def runs(name: str, *, top: int | None = None, sweep: str | None = None) -> r.Leaderboard:
+    """The leaderboard of an experiment, best first, from MLflow; what the ledger still holds is sent first."""
+    client = _reading_client()
+    found = [run for run in tracking.recorded(client, name) if run.kind in ("trial", "train")]
+    if sweep is not None:
+        known = sorted({run.launch for run in found})
+        found = [run for run in found if run.launch == sweep]
+        if not found:
+            raise Refused(f"no sweep '{sweep}' in experiment '{name}'; there is: {', '.join(known) or 'none'}", key="--sweep")
+    newest = max(found, key=lambda run: run.started_ms, default=None)
+    metric, mode = (newest.metric, newest.mode) if newest else ("", "max")
+    ranked = selection.best_first([run.result for run in found], metric, mode)
+    return r.Leaderboard(name, ranked[:top], metric)
+
+
+def _reading_client() -> Any:
+    """A client for a reading command, after the ledger's rest was sent; who can't send now reads MLflow as it is, and says so."""
+    client = tracking.reachable_client()
+    try:
+        tracking.sync(launching.home())
+    except Failed as error:
+        _note(f"{error}; this is what MLflow has now")
+    return client
+
+
+def promote(name: str, overrides: Overrides = (), *, run: str | None = None, alias: str = "champion", force: bool = False) -> r.Promoted:
+    """Evaluate the best run once, gate it, register it, point the alias to it. Raises GateFailed, with the result, if it is refused."""
+    _check_alias(alias)
+    client = _reading_client()
+    chosen = promotion.choose(tracking.recorded(client, name) if run is None else [tracking.recorded_run(client, run)], name)
+    tree = tracking.experiment_of(client, chosen, lambda text: parse_file(_as_file(text))[0])
+    folder = _folder_of(chosen.launch)
+    for override in overrides:
+        apply_override(tree, {}, override)
+    experiment = with_values(resolve(tree, catalog(folder)), chosen.result.params if chosen.kind == "trial" else {}, catalog(folder))
+    challenger = promotion.Challenger(client, chosen, experiment, folder, launching.home())
+    decision = promotion.decide(challenger, alias, force, lambda: launching.prepare_data(experiment, folder))
+    if decision.decision == "refused":
+        raise GateFailed(f"refused: {decision.reason}", result=decision)
+    return decision
+
+
+def _as_file(text: str) -> Path:
+    folder = tempfile.mkdtemp(prefix="orchestrator-")
+    path = Path(folder) / "experiment.yaml"
+    path.write_text(text)
+    return path
+
+
+def _folder_of(launch: str) -> Path:
+    """The folder of the experiment file that a launch was started with, if this ledger has it; else the working folder."""
+    if (launching.home() / "ledger.sqlite").exists():
+        ledger = launching.Ledger(launching.home())
+        try:
+            if launch in ledger.launches():
+                return Path(ledger.find(launch).folder)
+        finally:
+            ledger.close()
+    return Path.cwd()
+
+
+def _check_alias(alias: str) -> None:
+    if not alias or alias == "latest" or (alias[:1] == "v" and alias[1:].isdigit()) or set(alias) & set("/:@ "):
+        raise Refused(f"'{alias}' can't be an alias: MLflow reserves latest and v1, v2 ..., and it is one word", key="--alias")
+
+
+def rollback(model: str, *, alias: str = "champion") -> r.RolledBack:
+    """Point an alias to the champion before. Raises Failed if there is none."""
+    registry = Registry(tracking.reachable_client(), model)
+    now, before = registry.earlier(alias)
+    registry.move(alias, before, "rollback", f"rolled back from version {now}", now, {})
+    return r.RolledBack(model, alias, now, before)
+
+
+def history(model: str) -> r.History:
+    """Who promoted what, when, against what, and why."""
+    return r.History(model, [{k: v for k, v in entry.items() if k != "alias"} for entry in Registry(tracking.reachable_client(), model).history()])
+
+
+def predict(model: str, source: str, output: str, *, probabilities: bool = False) -> r.Predicted:
+    """Predict a Parquet or CSV file with models:/NAME@alias, models:/NAME/VERSION or a bundle's folder. Raises Refused."""
+    began = time.time()
+    cleanup = None
+    if Path(model).is_dir():
+        folder, name, version = Path(model), Path(model).name, None
+    else:
+        folder, name, version, cleanup = fetch(tracking.reachable_client(), model)
+    try:
+        rows, failed = predicting.predict(bundles.read(folder), Path(source), Path(output), probabilities)
+    finally:
+        if cleanup is not None:
+            cleanup.cleanup()
+    return r.Predicted(rows, failed, output, name, version, round(time.time() - began, 3))
+
+
+def data_prepare(experiment: str, overrides: Overrides = ()) -> r.PreparedData:
+    """Prepare an experiment's data: Parquet files, split, with a fingerprint."""
+    return _data(experiment, overrides, shown=False)
+
+
+def data_show(experiment: str, overrides: Overrides = ()) -> r.PreparedData:
+    """A look at an experiment's data: columns, classes, class balance, the known optimum."""
+    return _data(experiment, overrides, shown=True)
+
+
+def _data(path: str, overrides: Overrides, shown: bool) -> r.PreparedData:
+    folder = Path(path).resolve().parent
+    prepared = launching.prepare_data(read(Path(path), overrides, catalog(folder)), folder)
+    schema = prepared.schema
+    splits = {part: {"rows": rows, "files": [_relative(prepared.file(part))]} for part, rows in prepared.rows.items()}
+    columns = [{"name": c.name, "kind": c.kind, "shape": list(c.shape)} for c in (*schema.inputs, schema.target)]
+    absent = [f"class '{c}' has no row in {part}" for part, counts in prepared.counts.items() for c, rows in counts.items() if rows == 0]
+    return r.PreparedData(
+        prepared.fingerprint, str(_relative(prepared.folder)), splits, prepared.encoder.input_names, schema.target.name, list(schema.classes),
+        columns, {k: dict(v) for k, v in prepared.counts.items()}, dict(prepared.optimum), absent, shown,
+    )  # fmt: skip
+
+
+def sync() -> r.Sent:
+    """Look up every run of this folder's ledger in MLflow, and send what is missing."""
+    tracking.check_store(tracking.destination())
+    sent, left = tracking.sync(launching.home(), again=True)
+    return r.Sent(sent, left)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the experiment file."""
+    return json_schema(*config_tables())
+
+
+def doctor() -> r.Checked:
+    """What works on this machine, what does not, and what to do."""
+    from orchestrator.doctor import check
+
+    return r.Checked(check(launching.home()))

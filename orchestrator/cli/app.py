@@ -1,0 +1,72 @@
+"""The typer app: one place that catches our errors, prints them and sets the exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from typing import Any
+
+import typer
+
+from orchestrator.cli import deploy, look, output, run
+from orchestrator.errors import Note, OrchestratorError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From a short YAML file to the best model in production: Ray trains and searches, MLflow records and promotes.",
+)
+data = typer.Typer(no_args_is_help=True, help="Prepare an experiment's data, or look at them.")
+app.command()(run.train)
+app.command()(run.sweep)
+app.command()(run.plan)
+app.command()(look.runs)
+app.command()(look.ui)
+app.command()(look.doctor)
+app.command()(look.schema)
+app.command()(deploy.promote)
+app.command()(deploy.rollback)
+app.command()(deploy.history)
+app.command()(deploy.predict)
+app.command()(look.sync)
+data.command("prepare")(look.data_prepare)
+data.command("show")(look.data_show)
+app.add_typer(data, name="data")
+
+
+def main() -> None:
+    """The `orchestrator` command."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", Note)
+    warnings.showwarning = _show_warning
+    as_json = "--json" in sys.argv
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except OrchestratorError as error:
+        output.error(error, as_json)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        output.say("interrupted")
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own: a missing argument, an unknown option
+            output.say(f"{error.format_message()} (see orchestrator --help)")
+            sys.exit(2)
+        if isinstance(error, BrokenPipeError):
+            sys.exit(0)
+        raise
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    """SIGTERM ends a command as Ctrl-C does: what was done is recorded."""
+    raise KeyboardInterrupt
+
+
+def _show_warning(message: Any, category: Any, *rest: Any, **more: Any) -> None:
+    if isinstance(message, Note):
+        output.say(f"note: {message}")

@@ -1,0 +1,116 @@
+"""Tables and progress on a terminal, plain lines elsewhere, one JSON document with --json. Results on stdout, the rest on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.errors import OrchestratorError
+from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted
+
+if TYPE_CHECKING:
+    from orchestrator.results import Result
+
+WIDE = None if sys.stdout.isatty() else 200
+
+
+def say(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def error(failure: OrchestratorError, as_json: bool) -> None:
+    """An error: its lines on stderr; with --json also its result, or the errors, as the document."""
+    for line in str(failure).splitlines():
+        say(f"error: {line}")
+    if failure.result is not None:
+        result(failure.result, as_json)
+    elif as_json:
+        document(failure.document())
+
+
+def document(data: Any) -> None:
+    """The one JSON document on stdout."""
+    print(json.dumps(data, indent=2, allow_nan=False, default=str), flush=True)
+
+
+def result(done: Result, as_json: bool, lines: Sequence[str] = ()) -> None:
+    """A result: its document, or its table and lines to read."""
+    if as_json:
+        document(_finite(done.document()))
+        return
+    rows = done.rows()
+    if rows:
+        table(rows)
+    for line in lines:
+        print(line)
+
+
+def table(rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of one shape as a table."""
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    keys = [key for key in keys if any(_cell(row.get(key)) for row in rows)]
+    drawn = Table(box=None, header_style="bold", pad_edge=False)
+    for key in keys:
+        drawn.add_column(escape(key), overflow="fold")
+    for row in rows:
+        drawn.add_row(*(escape(_cell(row.get(key))) for key in keys))
+    Console(width=WIDE, no_color=bool(os.environ.get("NO_COLOR"))).print(drawn)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))) else value
+
+
+class Progress:
+    """Says how a run goes, on stderr: a line an epoch for `train`, a line a trial for `sweep`."""
+
+    def __init__(self) -> None:
+        self.last: dict[int | None, EpochEnded] = {}
+        self.started = self.ended = 0
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self.started += 1
+        elif isinstance(event, EpochEnded):
+            self.last[event.trial] = event
+            if event.trial is None:
+                say(f"epoch {event.epoch:3d}  {_metrics(event)}")
+        else:
+            self._ended(event)
+
+    def _ended(self, event: RunEnded) -> None:
+        self.ended += 1
+        last = self.last.pop(event.trial, None)
+        if event.trial is None:
+            if event.error:
+                say(f"failed: {event.error}" + (f"; the whole trace: {event.trace}" if event.trace else ""))
+            return
+        how = f"stopped by {event.stopped_by}" if event.stopped_by else event.state
+        scores = f"  epoch {last.epoch}  {_metrics(last)}" if last else ""
+        why = f"  {event.error}; the whole trace: {event.trace}" if event.error else ""
+        say(f"trial {event.trial:3d}  {how:<16}{scores}{why}")
+
+
+def _metrics(event: EpochEnded) -> str:
+    shown = {k: v for k, v in event.metrics.items() if k.startswith(("train_", "val_"))}
+    rate = f"{event.metrics['samples_per_s']:,.0f} samples/s"
+    return "  ".join([*(f"{k} {v:.4f}" for k, v in shown.items()), rate])

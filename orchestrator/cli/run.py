@@ -1,0 +1,51 @@
+"""train, sweep, plan."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+from orchestrator.cli import output
+
+File = Annotated[str, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.")]
+Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE ...]", help="Keys to set, e.g. training.epochs=3")]  # noqa: UP045
+Address = Annotated[Optional[str], typer.Option(help="A running Ray cluster (default: RAY_ADDRESS; none: this machine).")]  # noqa: UP045
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def train(experiment: File, overrides: Overrides = None, address: Address = None, json: Json = False) -> None:
+    """Train one run, evaluate its best epoch once on test, write its bundle."""
+    from orchestrator import api
+
+    done = api.train(experiment, overrides or [], address=address, show=output.Progress())
+    best = "" if done.best is None else f"best epoch {done.best.epoch}: " + "  ".join(
+        f"{k} {v:.4f}" for k, v in {**done.best.metrics, **done.test}.items() if k.startswith(("val_", "test_"))
+    )
+    output.result(done, json, [best, f"bundle: {done.bundle}", f"next: orchestrator promote {done.experiment}"])
+
+
+def sweep(experiment: File, overrides: Overrides = None, address: Address = None, json: Json = False) -> None:
+    """Search the space: Ray runs the trials, MLflow records every one."""
+    from orchestrator import api
+
+    done = api.sweep(experiment, overrides or [], address=address, show=output.Progress())
+    lines = []
+    if done.best is not None:
+        scores = "  ".join(f"{k} {v:.4f}" for k, v in done.best["test"].items())
+        lines = [f"best: trial {done.best['trial']}  {scores}", f"next: orchestrator promote {done.experiment}"]
+    output.result(done, json, lines)
+
+
+def plan(
+    experiment: File,
+    overrides: Overrides = None,
+    command: Annotated[str, typer.Option("--for", help="train or sweep")] = "sweep",
+    json: Json = False,
+) -> None:
+    """What would run, and why; prepares the data, trains nothing."""
+    from orchestrator import api
+
+    if command not in ("train", "sweep"):
+        raise typer.BadParameter(f"'{command}' is neither train nor sweep", param_hint="--for")
+    output.result(api.plan(experiment, overrides or [], command="train" if command == "train" else "sweep"), json)

@@ -1,0 +1,149 @@
+"""The decision of `promote`: the best run by validation, evaluated once on test, gated, and compared with the champion."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.deployment import bundle as bundles
+from orchestrator.deployment import selection
+from orchestrator.deployment.registry import Registry, Version, compare, gate
+from orchestrator.errors import Failed, Refused
+from orchestrator.experiment.config import Experiment
+from orchestrator.records.tracking import RecordedRun, log_model, said_by_mlflow
+from orchestrator.results import Promoted
+from pipelines.prepare import Prepared
+
+
+def choose(runs: Sequence[RecordedRun], name: str) -> RecordedRun:
+    """The best run by validation among those on the newest data. Raises Refused if none has come to an end."""
+    ended = [run for run in runs if run.kind in ("trial", "train") and run.result.best and run.result.state in ("finished", "stopped")]
+    if not ended:
+        raise Refused(f"experiment '{name}' has no run that ended with a score; train or sweep first")
+    newest = max(ended, key=lambda run: run.started_ms)
+    same = [run for run in ended if (run.fingerprint, run.metric) == (newest.fingerprint, newest.metric)]
+    ranked = selection.best_first([run.result for run in same], newest.metric, newest.mode)
+    return next(run for run in same if run.result is ranked[0])
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """A recorded run that wants to be the champion, with the experiment that it recorded."""
+
+    client: Any
+    run: RecordedRun
+    experiment: Experiment
+    folder: Path
+    home: Path
+
+    @property
+    def metric(self) -> str:
+        """The metric on test."""
+        return f"test_{self.experiment.metric.removeprefix('val_')}"
+
+    def local_bundle(self) -> Path | None:
+        """The run's bundle in this folder, if it is there."""
+        folder = self.home / "bundles" / self.key
+        return folder if (folder / "model.json").exists() else None
+
+    @property
+    def key(self) -> str:
+        trial = self.run.result.trial
+        return self.run.launch if trial is None else f"{self.run.launch}-{trial}"
+
+
+def decide(challenger: Challenger, alias: str, force: bool, prepare: Callable[[], Prepared]) -> Promoted:
+    """Promote, refuse or leave as it is. A refusal changes nothing."""
+    registry = Registry(challenger.client, challenger.experiment.registered_model)
+    run_id = str(challenger.run.result.run_id)
+    champion = registry.at(alias)
+    scores = _scores(challenger, prepare)
+
+    def result(decision: str, reason: str, version: int | None, against: dict[str, float] | None) -> Promoted:
+        return Promoted(registry.model, version, alias, run_id, decision, reason, scores, against)
+
+    if champion is not None and champion.run_id == run_id:
+        return result("unchanged", f"version {champion.number} is the champion already, and there is no better run", champion.number, champion.scores)
+    against, reason = None, "there was no champion"
+    missed = gate(scores, challenger.experiment.registry.require)
+    if champion is not None:
+        against, stays = _against(challenger, champion, registry, scores, prepare)
+        missed += [stays] if stays else []
+        was = against.get(challenger.metric) if against else None
+        reason = f"{challenger.metric} {scores[challenger.metric]:.4f} against {was:.4f}" if was is not None else "the champion could not be scored"
+    if missed and not force:
+        return result("refused", "; ".join(missed), None, against)
+    if missed:
+        reason = f"forced, although {'; '.join(missed)}"
+    version = registry.of_run(run_id) or _register(challenger, registry, scores)
+    both = {"challenger": scores, "champion": against}
+    registry.move(alias, version.number, "promote", reason, champion.number if champion else None, both)
+    return result("promoted", reason, version.number, against)
+
+
+def _scores(challenger: Challenger, prepare: Callable[[], Prepared]) -> dict[str, float]:
+    """The challenger's test scores: recorded once, or evaluated now and recorded."""
+    run = challenger.run
+    assert run.result.best is not None
+    validation = {k: v for k, v in run.result.best.metrics.items() if k.startswith("val_")}
+    stored = {k: v for k, v in run.metrics.items() if k.startswith("test_")}
+    if challenger.metric in stored:
+        return stored | validation
+    from mlflow.entities import Metric
+
+    folder = _bundle(challenger, prepare)
+    test = selection.score(bundles.read(folder), prepare())
+    now = int(time.time() * 1000)
+    with said_by_mlflow():
+        challenger.client.log_batch(run.result.run_id, [Metric(k, v, now, run.result.best.epoch) for k, v in test.items()])
+    return test | validation
+
+
+def _bundle(challenger: Challenger, prepare: Callable[[], Prepared]) -> Path:
+    """The challenger's bundle: in this folder, or composed from its checkpoint while that is there."""
+    there = challenger.local_bundle()
+    if there is not None:
+        return there
+    base = challenger.experiment.storage.path or str(challenger.home / "checkpoints")
+    about = {"run": challenger.key, "metric": challenger.run.metric}
+    folder, _ = selection.compose(
+        challenger.home / "bundles" / challenger.key, challenger.experiment, prepare(), f"{base.rstrip('/')}/{challenger.key}", challenger.folder, about
+    )
+    return folder
+
+
+def _against(
+    challenger: Challenger, champion: Version, registry: Registry, scores: dict[str, float], prepare: Callable[[], Prepared]
+) -> tuple[dict[str, float] | None, str | None]:
+    """The champion's scores on the challenger's test data, and why it stays, if it does."""
+    if champion.fingerprint == challenger.run.fingerprint and challenger.metric in champion.scores:
+        against = champion.scores
+    else:
+        try:
+            with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder:
+                bundle = bundles.read(registry.download(champion, Path(folder)))
+                against = selection.score(bundle, prepare())
+        except (ValueError, Refused) as error:
+            return None, f"the champion (version {champion.number}) can't be scored on this data: {error}"
+    if challenger.metric not in against:
+        return against, f"the champion (version {champion.number}) has no {challenger.metric}"
+    mode = challenger.experiment.mode
+    return against, compare(scores[challenger.metric], against[challenger.metric], challenger.metric, mode)
+
+
+def _register(challenger: Challenger, registry: Registry, scores: dict[str, float]) -> Version:
+    """A new version from the run's logged model; logged now if it wasn't."""
+    run, client = challenger.run, challenger.client
+    model_id = run.model_id
+    with said_by_mlflow():
+        if model_id is None:
+            folder = challenger.local_bundle()
+            if folder is None:
+                raise Failed(f"the bundle of run '{run.result.run_id}' is not here: run promote in the folder of its ledger")
+            model_id = log_model(client, str(run.result.run_id), challenger.experiment.name, folder)
+        model = client.get_logged_model(model_id)
+    return registry.register(model.artifact_location, str(run.result.run_id), model_id, scores, run.fingerprint)

@@ -1,0 +1,41 @@
+"""The narrow contract between the driving loop and where trials run: slots that take a job and give an event an epoch.
+
+A slot takes a job, yields an EpochEnded, waits for the verdict, yields the next, and with a RunEnded is free again. Executors wrap
+nothing else: no stopping rules, no records, no retries of a trial's own errors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from orchestrator.events import EpochEnded, RunEnded
+from orchestrator.training.trial import Job
+
+SlotEvent = tuple[int, EpochEnded | RunEnded]
+
+
+class Executor(Protocol):
+    """`slots`: how many jobs it runs at once."""
+
+    slots: int
+
+    def start(self, slot: int, job: Job) -> None:
+        """Give a free slot a job."""
+
+    def wait(self) -> list[SlotEvent]:
+        """Block until at least one slot has an event; every event that is there. An EpochEnded's slot waits for `verdict`."""
+
+    def verdict(self, slot: int, go_on: bool) -> None:
+        """Answer a slot's EpochEnded: go on, or end the run."""
+
+    def close(self) -> None:
+        """End every process that was started."""
+
+
+def set_up_worker() -> None:
+    """Runs first in every Ray worker. Importing this package binds `models`, `pipelines` and `cluster` to ours."""
+
+
+def place_of(node: str, gpus: float) -> dict[str, Any]:
+    """Device and node of a worker."""
+    return {"device": "cuda:0" if gpus else "cpu", "node": node}

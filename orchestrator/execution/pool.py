@@ -1,0 +1,65 @@
+"""One-worker trials: warm, persistent Ray actors, one slot each. A stopped trial's actor takes the next one at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+
+from orchestrator.execution.executor import SlotEvent
+from orchestrator.training.trial import Job
+
+
+class _Worker:
+    """The actor: drives one trial at a time, one call an event. torch is imported when the actor starts, not when a trial does."""
+
+    def __init__(self, gpus: float) -> None:
+        from orchestrator.training import trial
+
+        self.trial = trial
+        self.place = trial.Place(device="cuda:0" if gpus else "cpu", node=ray.get_runtime_context().get_node_id())
+        self.steps: Any = None
+
+    def start(self, job: Job) -> Any:
+        """The first event of a job."""
+        self.steps = self.trial.run(job, self.place)
+        return next(self.steps)
+
+    def answer(self, go_on: bool) -> Any:
+        """The event after a verdict."""
+        return self.steps.send(go_on)
+
+    def close(self) -> None:
+        """Let a trial under way write its checkpoint."""
+        if self.steps is not None:
+            self.steps.close()
+
+
+class Pool:
+    """`slots` actors, each with its CPUs and GPUs."""
+
+    def __init__(self, slots: int, cpus: float, gpus: float) -> None:
+        self.slots = slots
+        worker = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
+        self.workers = [worker.remote(gpus) for _ in range(slots)]
+        self._pending: dict[Any, int] = {}
+
+    def start(self, slot: int, job: Job) -> None:
+        """Give a free actor a job."""
+        self._pending[self.workers[slot].start.remote(job)] = slot
+
+    def wait(self) -> list[SlotEvent]:
+        """Block until an actor has an event; every event that is there."""
+        ready, _ = ray.wait(list(self._pending), num_returns=1)
+        more, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
+        done = list(dict.fromkeys([*ready, *more]))
+        return [(self._pending.pop(ref), event) for ref, event in zip(done, ray.get(done), strict=True)]
+
+    def verdict(self, slot: int, go_on: bool) -> None:
+        """Answer an actor's EpochEnded."""
+        self._pending[self.workers[slot].answer.remote(go_on)] = slot
+
+    def close(self) -> None:
+        """Kill the actors: what they had to write is written when they say RunEnded."""
+        for worker in self.workers:
+            ray.kill(worker)

@@ -1,0 +1,154 @@
+"""The experiment file as frozen models; unknown keys are refused.
+
+`data`, `model` and `optimizer` name a part and carry its options; which options there are, and their defaults, is said by the part's
+own Config, handed to `read` in the catalog.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Mode = Literal["max", "min"]
+
+
+class Section(BaseModel):
+    """A section of the file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """`source`: a name or a path of one's own; `split`: how rows are parted; `options`: the source's own keys."""
+
+    source: str
+    split: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+
+
+class ModelConfig(Section):
+    """`family`: a name, or the path of a class of one's own; `options`: the family's own keys."""
+
+    family: str
+    options: dict[str, Any] = {}
+
+
+class OptimizerConfig(Section):
+    """`name`: a name or a path of one's own; `options`: lr, schedule and the optimizer's own keys."""
+
+    name: str = "adam"
+    options: dict[str, Any] = {}
+
+
+class TrainingConfig(Section):
+    """How a run trains. `batch_size` is the global batch, whatever the number of workers; `accumulate` splits it into pieces."""
+
+    epochs: PositiveInt = Field(10, description="passes over the training rows")
+    batch_size: PositiveInt = Field(64, description="rows of one optimizer step, over all workers together")
+    max_steps: PositiveInt | None = Field(None, description="end after so many optimizer steps")
+    seed: int = Field(0, ge=0, lt=2**31, description="seeds initial weights, order of the data, dropout")
+    precision: Precision = Field("auto", description="auto: bf16 or fp16 where the machine is faster with it")
+    clip_norm: PositiveFloat | None = Field(None, description="largest norm of the gradient")
+    accumulate: PositiveInt = Field(1, description="pieces in which a worker works through its rows of a batch, to save memory")
+    patience: PositiveInt | None = Field(None, description="stop after so many epochs without a better value of the metric")
+    executor: Literal["auto", "inline", "pool", "ddp"] = Field("auto", description="where `train` runs; auto: the plan decides")
+
+
+class ScalingConfig(Section):
+    """How many workers a run has, and what each of them holds."""
+
+    workers: PositiveInt = Field(1, description="processes of a run; more than one: DDP")
+    cpus_per_worker: PositiveFloat | None = Field(None, description="default: 1 in a sweep, all that there are in a run of its own")
+    gpus_per_worker: float | None = Field(None, ge=0, description="default: 1 where there are GPUs; 0.25: four trials share one")
+    accelerator: str | None = Field(None, description="an accelerator type as Ray names it")
+
+
+class SchedulerConfig(Section):
+    """Which scheduler stops trials early, and its settings."""
+
+    name: str = "asha"
+    grace_period: PositiveInt = Field(1, description="epochs before a trial may be stopped")
+    reduction_factor: int = Field(4, ge=2, description="one of so many trials goes on at each rung")
+
+
+class SweepConfig(Section):
+    """The search."""
+
+    trials: PositiveInt = 16
+    search: str = Field("tpe", description="random, grid, tpe, a searcher of Ray Tune by name, or a path")
+    scheduler: SchedulerConfig = Field(SchedulerConfig(), description="none, asha, or a mapping with its settings")
+    max_concurrent: PositiveInt | None = Field(None, description="trials at the same time, at most")
+    seed: int | None = Field(None, ge=0, lt=2**31, description="seeds the searcher; default: training.seed")
+    metric: str | None = Field(None, description="what is best; default: the family's own. Also for train, patience and promote")
+    executor: Literal["auto", "inline", "pool", "ddp"] = Field("auto", description="where trials run; auto: the plan decides")
+    space: dict[str, dict[str, Any]] = Field({}, description="dotted key -> {kind: arguments, when: {key: values}}")
+
+    @field_validator("scheduler", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class Bound(Section):
+    """What a metric must reach."""
+
+    min: float | None = None
+    max: float | None = None
+
+
+class RegistryConfig(Section):
+    """Which registered model a promotion is for, and what it must reach."""
+
+    model: str | None = Field(None, pattern=r"^[^/:]+$", description="default: the experiment's name")
+    require: dict[str, Bound] = {}
+
+
+class StorageConfig(Section):
+    """Where checkpoints are kept."""
+
+    path: str | None = Field(None, description="a folder or any URI of pyarrow.fs; default: .orchestrator/checkpoints")
+
+
+class Experiment(Section):
+    """A whole experiment, resolved: every default filled in, every name known."""
+
+    name: str
+    data: DataConfig
+    model: ModelConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    scaling: ScalingConfig = ScalingConfig()
+    sweep: SweepConfig = SweepConfig()
+    registry: RegistryConfig = RegistryConfig()
+    storage: StorageConfig = StorageConfig()
+    metric: str = Field("", exclude=True)  # sweep.metric, or the family's own
+    mode: Mode = Field("max", exclude=True)
+
+    @property
+    def registered_model(self) -> str:
+        return self.registry.model or self.name
+
+    def plain(self) -> dict[str, Any]:
+        """As nested plain data in the form of the file, so that reading it gives the same experiment."""
+        data = self.model_dump(mode="json")
+        for section in ("data", "model", "optimizer"):
+            data[section] |= data[section].pop("options")
+        return data
+
+    def flat(self) -> dict[str, Any]:
+        """Flat dotted parameters of what a run trains with: without the search, the registry and what is unset."""
+        plain = {k: v for k, v in self.plain().items() if k in ("data", "model", "optimizer", "training", "scaling")}
+        return {k: v for k, v in flatten(plain).items() if v is not None}
+
+
+def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings -> one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

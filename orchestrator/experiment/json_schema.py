@@ -1,0 +1,47 @@
+"""JSON Schema of the experiment file, for editors: the sections' own, with the options of every known part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from orchestrator.experiment.config import Experiment
+
+
+def json_schema(sources: Mapping[str, type], families: Mapping[str, type], optimizers: Mapping[str, type], split: type) -> dict[str, Any]:
+    """The schema: each part's options appear beside its name, as they do in the file."""
+    schema = Experiment.model_json_schema()
+    schema["title"] = "orchestrator experiment"
+    definitions = schema["$defs"]
+    for key in ("metric", "mode"):
+        schema["properties"].pop(key, None)
+    for section, name, table, more in (
+        ("DataConfig", "source", sources, {"split": _inline(split)}),
+        ("ModelConfig", "family", families, {}),
+        ("OptimizerConfig", "name", optimizers, {}),
+    ):
+        definitions[section] = {
+            "type": "object",
+            "required": [name] if section != "OptimizerConfig" else [],
+            "anyOf": [_part(name, part, cls, more) for part, cls in table.items()] + [_own(name)],
+        }
+    definitions["ModelConfig"]["anyOf"][-1] = _own("class")
+    definitions["ModelConfig"]["required"] = []
+    return schema
+
+
+def _inline(cls: type) -> dict[str, Any]:
+    return {**TypeAdapter(cls).json_schema(), "additionalProperties": False}
+
+
+def _part(key: str, name: str, cls: type, more: Mapping[str, Any]) -> dict[str, Any]:
+    options = TypeAdapter(cls).json_schema()
+    properties = {key: {"const": name}, **more, **options.get("properties", {})}
+    return {"type": "object", "properties": properties, "required": [key], "additionalProperties": False}
+
+
+def _own(key: str) -> dict[str, Any]:
+    """A part of one's own: a path, and options that only its Config knows."""
+    return {"type": "object", "properties": {key: {"type": "string", "pattern": ":"}}, "required": [key]}

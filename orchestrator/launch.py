@@ -1,0 +1,353 @@
+"""One start of `train` or `sweep`: from the experiment file to a closed entry in the ledger and a bundle of the winner."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cluster
+import models
+import orchestrator
+import pipelines
+from cluster.connect import ClusterError, connect
+from cluster.resources import Found, this_machine
+from models import FAMILIES
+from models.family import Family
+from orchestrator import names
+from orchestrator.catalog import catalog
+from orchestrator.deployment import selection
+from orchestrator.errors import ExperimentError, Failed, OrchestratorError, Problem, Refused
+from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, TrialResult
+from orchestrator.execution.executor import Executor
+from orchestrator.execution.search import OneRun, Search
+from orchestrator.execution.sweep import Rules, drive
+from orchestrator.experiment.config import Experiment
+from orchestrator.experiment.plan import Command, DataFacts, Plan, Resources, make_plan
+from orchestrator.experiment.read import read, space_of, with_values
+from orchestrator.records import provenance
+from orchestrator.records.ledger import Launch, Ledger, new_id
+from orchestrator.records.tracking import BackgroundSender, check_store, destination
+from orchestrator.training.trial import Job, build_family
+from pipelines import SOURCES
+from pipelines.prepare import Prepared, prepare
+from pipelines.schema import DataError
+from pipelines.splits import SplitConfig
+
+Show = Callable[[Event], None]
+FINISH_S = 20.0  # how long an ending command waits for an MLflow that doesn't answer
+HOOK = "orchestrator.execution.executor.set_up_worker"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An experiment, read and checked against its data, and where it was asked."""
+
+    path: Path
+    experiment: Experiment
+    prepared: Prepared
+    folder: Path  # of the experiment file: a user's own modules lie below it
+    overrides: tuple[str, ...] = ()
+    parameters: int = 0
+
+    @property
+    def family(self) -> type[Family]:
+        cls: type[Family] = names.load(self.experiment.model.family, FAMILIES, "family", self.folder)
+        return cls
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a launch came to."""
+
+    launch: Launch
+    plan: Plan
+    state: str
+    results: list[TrialResult]
+    best: TrialResult | None
+    test: dict[str, float]
+    bundle: Path | None
+    run_id: str | None
+    nodes: tuple[str, ...]
+    wall_s: float
+    left: int  # entries that MLflow hasn't got
+    problem: str | None
+
+
+def home() -> Path:
+    """Where this folder's ledger, prepared data, checkpoints and bundles are kept."""
+    return Path.cwd() / ".orchestrator"
+
+
+def ask(path: Path, overrides: Sequence[str]) -> Asked:
+    """Read an experiment, prepare its data, check that they fit. Raises Refused."""
+    folder = path.resolve().parent
+    experiment = read(path, overrides, catalog(folder))
+    prepared = prepare_data(experiment, folder)
+    cls = names.load(experiment.model.family, FAMILIES, "family", folder)
+    misfit = cls.misfit(prepared.schema)
+    if misfit is not None:
+        raise ExperimentError([Problem("model.family", None, f"{experiment.model.family} doesn't fit this data: {misfit}; {_fitting(prepared)}")])
+    try:
+        family = build_family(experiment, prepared.schema, str(folder))
+    except ValueError as error:
+        raise ExperimentError([Problem("model", None, str(error))]) from None
+    parameters = sum(p.numel() for p in family.parameters())
+    return Asked(path, experiment, prepared, folder, tuple(overrides), parameters)
+
+
+def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
+    """The experiment's data, prepared. Raises Refused with what is wrong with it."""
+    load = names.load(experiment.data.source, SOURCES, "source", folder)
+    config = catalog(folder).source(experiment.data.source)
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in experiment.data.options.items()}
+    try:
+        return prepare(experiment.data.source, load, config(**tuples), SplitConfig(**experiment.data.split), home() / "data")
+    except DataError as error:
+        raise ExperimentError([Problem(error.key, None, str(error))]) from None
+    except OSError as error:
+        raise Refused(f"data: {error.strerror or error} ('{error.filename}')") from None
+
+
+def _fitting(prepared: Prepared) -> str:
+    kinds = ", ".join(f"{c.name} ({c.kind})" for c in prepared.schema.inputs)
+    fits = [name for name in FAMILIES if names.load(name, FAMILIES, "family").misfit(prepared.schema) is None]
+    families = f"families that take it: {', '.join(fits)}" if fits else "no family takes it as it is (data.inputs chooses columns)"
+    return f"the inputs are {kinds}, the target is a {prepared.schema.target.kind}; {families}"
+
+
+def plan_of(command: Command, asked: Asked, found: Found, on_cluster: bool) -> Plan:
+    """The plan for what there is."""
+    resources = Resources(found.cpus, found.gpus, found.per_node, on_cluster, found.bf16, found.memory_bytes)
+    rows = dict(asked.prepared.rows)
+    values = sum(_size(c.shape) for c in asked.prepared.schema.inputs)
+    facts = DataFacts(sum(rows.values()), rows["train"], asked.prepared.size_bytes, values)
+    return make_plan(command, asked.experiment, resources, facts, asked.family.mixed_precision, asked.parameters)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for side in shape:
+        size *= side
+    return size
+
+
+def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outcome:
+    """Run it: everything recorded as it happens, the winner's bundle at the end. An interrupt gives an outcome too."""
+    check_store(destination())
+    began = time.time()
+    with _ready(command, asked, address) as plan:
+        ledger = Ledger(home())
+        launch = _begin(ledger, command, asked, plan)
+        sender = BackgroundSender(home())
+        try:
+            state, results = _drive(command, asked, plan, ledger, launch, show)
+        except OrchestratorError as error:
+            ledger.note(launch.id, None, "closed", _closing(launch, "failed", [], None, {}, str(error)))
+            sender.finish(FINISH_S)
+            raise
+    return _finish(asked, plan, ledger, launch, sender, state, results, began)
+
+
+@contextlib.contextmanager
+def _ready(command: Command, asked: Asked, address: str | None) -> Iterator[Plan]:
+    """The plan, connected to Ray where the plan needs it."""
+    if address is None:
+        found = this_machine()
+        plan = plan_of(command, asked, found, on_cluster=False)
+        if plan.executor == "inline":
+            yield plan
+            return
+        with _connected(None, plan.threads, found.cpus):
+            yield plan
+        return
+    with _connected(address, 1, 0) as there:
+        yield plan_of(command, asked, there, on_cluster=True)
+
+
+@contextlib.contextmanager
+def _connected(address: str | None, threads: int, cpus: float) -> Iterator[Found]:
+    packages = {m.__name__: Path(m.__file__ or "").parent for m in (orchestrator, models, pipelines, cluster)}
+    env = {"OMP_NUM_THREADS": str(threads)}
+    try:
+        with connect(address, HOOK, packages, orchestrator.__version__, env, cpus) as found:
+            yield found
+    except ClusterError as error:
+        raise Refused(str(error), key="--address") from None
+
+
+def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch:
+    experiment, prepared = asked.experiment, asked.prepared
+    about = provenance.collect(asked.folder) | {
+        "source": f"orchestrator {command} {asked.path}",
+        "overrides": list(asked.overrides),
+        "plan": dataclasses.asdict(plan),
+        "data": {
+            "source": experiment.data.source,
+            "path": experiment.data.options.get("path"),
+            "columns": [{"type": c.kind, "name": c.name} for c in (*prepared.schema.inputs, prepared.schema.target)],
+            "rows": dict(prepared.rows),
+            "optimum": dict(prepared.optimum),
+        },
+    }
+    launch = Launch(
+        new_id(), command, experiment.name, experiment.plain(), experiment.metric, experiment.mode, prepared.fingerprint, str(asked.folder),
+        about, int(time.time() * 1000),
+    )  # fmt: skip
+    ledger.launch(launch)
+    return launch
+
+
+def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, show: Show) -> tuple[str, list[TrialResult]]:
+    """Run every trial; the state of the whole and each trial's result."""
+    experiment, names_of = asked.experiment, catalog(asked.folder)
+    executor = make_executor(plan)
+    search = OneRun() if command == "train" else Search(experiment, space_of(experiment), plan.epochs, plan.trials)
+
+    def make(trial: int | None, values: dict[str, Any]) -> tuple[Job, RunStarted]:
+        chosen = with_values(experiment, values, names_of) if values else experiment
+        job = Job(
+            trial, chosen, str(asked.prepared.folder), checkpoints(experiment, launch.id, trial), str(asked.folder), plan.precision,
+            plan.threads, plan.epochs,
+        )  # fmt: skip
+        env = {"executor": plan.executor, "world_size": plan.workers, "precision": plan.precision, "threads": plan.threads}
+        return job, RunStarted(trial, int(time.time() * 1000), values or _given(asked), chosen.flat(), env)
+
+    def append(events: Sequence[Event]) -> None:
+        ledger.append(launch.id, events)
+        for event in events:
+            show(event)
+
+    interrupted = False
+    try:
+        drive(executor, search, make, append, Rules(experiment.metric, experiment.mode, experiment.training.patience))
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        executor.close()
+    results = ledger.results(launch.id, destination())
+    if interrupted:
+        return "interrupted", results
+    return ("failed" if all(r.state == "failed" for r in results) else "finished"), results
+
+
+def _given(asked: Asked) -> dict[str, Any]:
+    """What distinguishes a run of `train`: the keys that were overridden, with their values."""
+    flat = asked.experiment.flat()
+    keys = [override.partition("=")[0].strip() for override in asked.overrides]
+    return {key: flat[key] for key in keys if key in flat and not key.startswith("data.")}
+
+
+def make_executor(plan: Plan) -> Executor:
+    """The executor that the plan names."""
+    if plan.executor == "inline":
+        from orchestrator.execution.inline import Inline
+
+        return Inline(plan.gpus)
+    if plan.executor == "pool":
+        from orchestrator.execution.pool import Pool
+
+        return Pool(plan.slots, plan.cpus, plan.gpus)
+    from orchestrator.execution.ddp import Gangs
+
+    return Gangs(plan.slots, plan.workers, plan.cpus, plan.gpus)
+
+
+def checkpoints(experiment: Experiment, launch: str, trial: int | None) -> str:
+    """The URI below which a run keeps its checkpoints."""
+    base = experiment.storage.path or str(home() / "checkpoints")
+    if "://" not in base:
+        base = str(Path(base).expanduser().resolve())
+    return f"{base.rstrip('/')}/{run_key(launch, trial)}"
+
+
+def run_key(launch: str, trial: int | None) -> str:
+    """The name of a run's folders."""
+    return launch if trial is None else f"{launch}-{trial}"
+
+
+def _finish(
+    asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, sender: BackgroundSender, state: str, results: list[TrialResult], began: float
+) -> Outcome:
+    """The winner's bundle and its test scores, once; then the end of the launch, and what MLflow still lacks of it."""
+    ranked = selection.best_first(results, launch.metric, launch.mode)
+    best = next((r for r in ranked if r.best is not None and r.state in ("finished", "stopped")), None)
+    bundle, test = None, {}
+    if best is not None:
+        bundle, test = keep(ledger, launch, asked, best)
+    ledger.note(launch.id, None, "closed", _closing(launch, state, ranked, best, test, None))
+    left = sender.finish(FINISH_S)
+    ids = ledger.identities(destination(), launch.id)
+    results = [dataclasses.replace(r, run_id=ids.get(r.trial)) for r in results]
+    winner = dataclasses.replace(best, run_id=ids.get(best.trial)) if best else None
+    nodes = next((e.nodes for e in reversed(ledger.events(launch.id)) if isinstance(e, RunEnded) and (best is None or e.trial == best.trial)), ())
+    ledger.close()
+    return Outcome(
+        launch, plan, state, results, winner, test, bundle, ids.get(None), nodes, round(time.time() - began, 3), left, sender.problem
+    )  # fmt: skip
+
+
+def keep(ledger: Ledger, launch: Launch, asked: Asked, run: TrialResult) -> tuple[Path, dict[str, float]]:
+    """The bundle of a run's best checkpoint and its scores on test, recorded. May be repeated: the answer is the same."""
+    experiment = with_values(asked.experiment, run.params, catalog(asked.folder)) if run.trial is not None else asked.experiment
+    folder = home() / "bundles" / run_key(launch.id, run.trial)
+    about = {"run": run_key(launch.id, run.trial), "metric": launch.metric}
+    where = checkpoints(asked.experiment, launch.id, run.trial)
+    folder, epoch = selection.compose(folder, experiment, asked.prepared, where, asked.folder, about)
+    test = selection.score(selection.bundles.read(folder), asked.prepared)
+    ledger.note(launch.id, run.trial, "kept", {"bundle": str(folder), "epoch": epoch, "test": test})
+    return folder, test
+
+
+def _closing(launch: Launch, state: str, ranked: list[TrialResult], best: TrialResult | None, test: dict[str, float], error: str | None) -> dict[str, Any]:
+    """What the launch's own MLflow run gets at the end: state, the winner's scores, the leaderboard as a note."""
+    tags: dict[str, Any] = {"state": state}
+    metrics: dict[str, float] = {}
+    if best is not None and best.best is not None:
+        tags |= {"best_trial": "" if best.trial is None else best.trial}
+        metrics = {launch.metric: best.best.metrics[launch.metric], **test}
+    if error:
+        tags["error"] = error
+    return {"state": state, "tags": tags, "metrics": metrics, "note": _note(launch, ranked, test, error)}
+
+
+def _note(launch: Launch, ranked: list[TrialResult], test: dict[str, float], error: str | None) -> str:
+    """The leaderboard in Markdown: MLflow shows it as the run's description."""
+    if error:
+        return f"failed: {error}"
+    keys = list(dict.fromkeys(key for r in ranked for key in r.params))
+    lines = [f"| | trial | {launch.metric} | epoch | state | {' | '.join(keys)} |", "|" + "---|" * (5 + len(keys))]
+    for place, r in enumerate(ranked[:20], start=1):
+        score = f"{r.best.metrics[launch.metric]:.4f}" if r.best else ""
+        values = " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in (r.params.get(k, "") for k in keys))
+        stopped = f"{r.state} ({r.stopped_by})" if r.stopped_by else r.state
+        lines.append(f"| {place} | {'train' if r.trial is None else r.trial} | {score} | {r.best.epoch if r.best else ''} | {stopped} | {values} |")
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in test.items())
+    return "\n".join([f"`{launch.about.get('source', '')}`", "", f"Test of the best: {scores or 'none'}", "", *lines])
+
+
+def estimate(asked: Asked, plan: Plan) -> float | None:
+    """Seconds that it takes, by the epochs of the newest launch of this experiment on this data; None if there was none."""
+    if not (home() / "ledger.sqlite").exists():
+        return None
+    ledger = Ledger(home())
+    try:
+        for launch in map(ledger.find, reversed(ledger.launches())):
+            if (launch.name, launch.fingerprint) == (asked.experiment.name, asked.prepared.fingerprint):
+                seconds = sorted(e.metrics["epoch_s"] for e in ledger.events(launch.id) if isinstance(e, EpochEnded))
+                if seconds:
+                    return round(seconds[len(seconds) // 2] * plan.epochs * plan.trials / plan.slots, 1)
+        return None
+    finally:
+        ledger.close()
+
+
+def refuse_if_all_failed(outcome: Outcome) -> None:
+    """Raises Failed if no run of the launch came to an end."""
+    if outcome.state == "failed":
+        errors = list(dict.fromkeys(r.error for r in outcome.results if r.error))
+        raise Failed(errors[0] if len(outcome.results) == 1 and errors else f"every trial failed: {'; '.join(errors[:3])}")

@@ -1,0 +1,1 @@
+"""One trial, one process: the loop, optimizers, checkpoints, seeds. Plain torch; runs without Ray."""

@@ -1,0 +1,226 @@
+"""The training loop: one epoch at a time, on one rank.
+
+There is one loop for a run of its own, for a trial of a sweep and for a rank of many. It knows nothing of processes, files or
+records: `run_epoch` gives the epoch's metrics, the same on every rank, and whoever drives it carries them away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from models.family import Family
+from models.metrics import METRICS
+from orchestrator import names
+from orchestrator.training import optim
+from pipelines.batches import Batches, Step, in_order
+from pipelines.encode import Encoder
+
+EVALUATION_BATCH = 250  # larger batches leave the cache: 11,500 images/s at 250, 4,700 at 4,000 (MNIST, 2 cores)
+
+
+class Diverged(ArithmeticError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the loop needs of a plan: resolved, nothing left to choose."""
+
+    epochs: int
+    batch_size: int
+    seed: int
+    precision: str = "fp32"
+    max_steps: int | None = None
+    clip_norm: float | None = None
+    accumulate: int = 1
+    rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+
+
+class Evaluation:
+    """A network's metrics on some rows, as global sums: see models.metrics."""
+
+    def __init__(self, family: Family, encoder: Encoder, precision: str = "fp32") -> None:
+        self.family, self.encoder = family, encoder
+        self.metrics = {name: names.load(METRICS[name], {}, "metric")() for name in family.metrics}
+        self.precision = precision
+
+    @torch.inference_mode()
+    def __call__(self, columns: Mapping[str, Tensor], prefix: str, rank: int = 0, world_size: int = 1) -> dict[str, float]:
+        """`{prefix}_loss` and the family's metrics, over the rows of all ranks."""
+        was_training = self.family.training
+        self.family.eval()
+        device = next(iter(columns.values())).device
+        loss, totals = torch.zeros(2, dtype=torch.float64, device=device), {}
+        for piece in in_order(columns, EVALUATION_BATCH, rank, world_size):
+            batch = self.encoder.tensors(piece)
+            with autocast(self.precision, device):
+                outputs = self.family(batch)
+            rows = self.family.loss(outputs, batch)
+            loss += torch.stack([rows.sum(dtype=torch.float64), torch.tensor(float(len(rows)), dtype=torch.float64, device=device)])
+            for name, metric in self.metrics.items():
+                sums = metric.sums(outputs, batch, self.family.schema)
+                totals[name] = totals[name] + sums if name in totals else sums
+        self.family.train(was_training)
+        if world_size > 1:
+            totals = self._over_ranks(loss, totals, device)
+        values = {f"{prefix}_loss": float(loss[0] / loss[1])}
+        return values | {f"{prefix}_{name}": metric.value(totals[name]) for name, metric in self.metrics.items()}
+
+    def _over_ranks(self, loss: Tensor, totals: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+        """Add up what the ranks have; one that had no row adds nothing."""
+        shapes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(shapes, {name: tuple(t.shape) for name, t in totals.items()})
+        shape_of = {name: shape for shapes_of_rank in shapes for name, shape in shapes_of_rank.items()}
+        whole = {name: totals.get(name, torch.zeros(shape, dtype=torch.float64, device=device)) for name, shape in shape_of.items()}
+        for tensor in (loss, *whole.values()):
+            dist.all_reduce(tensor)
+        return whole
+
+
+class Training:
+    """A network in training: `run_epoch` until `finished`, and everything that must be saved to go on elsewhere."""
+
+    def __init__(
+        self, family: Family, encoder: Encoder, train: Batches, validation: Mapping[str, Tensor], optimizer: tuple[Any, Any], settings: Settings
+    ) -> None:
+        self.settings, self.encoder, self.train, self.validation = settings, encoder, train, validation
+        self.device = torch.device(settings.device)
+        self.family = family.to(self.device)
+        if family.channels_last:
+            self.family = self.family.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = self._distribute()
+        kind, config = optimizer
+        self.optimizer = optim.build(kind, config, family)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.total_steps = settings.epochs * train.steps
+        if settings.max_steps is not None:
+            self.total_steps = min(self.total_steps, settings.max_steps)
+        self.schedule = optim.Schedule(config.schedule, self.total_steps, config.warmup)
+        self.scaler = torch.amp.GradScaler(self.device.type) if settings.precision == "fp16" else None
+        self.evaluation = Evaluation(family, encoder, settings.precision)
+        self.epoch, self.step = 0, 0
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.total_steps
+
+    def run_epoch(self) -> dict[str, float]:
+        """Train one epoch and validate. Raises Diverged if the loss is no number, RuntimeError if rows were missed."""
+        began = time.perf_counter()
+        self.epoch += 1
+        self.family.train()
+        loss, rows = torch.zeros((), device=self.device), 0
+        for step in self.train.epoch(self.epoch):
+            loss += self._step(step)
+            rows += step.rows
+            if self.finished:
+                break
+        train_loss, seen = self._over_ranks(loss, rows)
+        seconds = time.perf_counter() - began
+        self._check(train_loss, seen)
+        metrics = {"train_loss": train_loss, **self.evaluate(self.validation, "val")}
+        if not math.isfinite(metrics["val_loss"]):
+            raise Diverged(f"val_loss is {metrics['val_loss']} at epoch {self.epoch}: lower optimizer.lr or set training.clip_norm")
+        metrics |= {"lr": self.optimizer.param_groups[0]["lr"], "samples_per_s": seen / seconds}
+        return metrics | {"epoch_s": time.perf_counter() - began}
+
+    def evaluate(self, columns: Mapping[str, Tensor], prefix: str) -> dict[str, float]:
+        """Metrics on the rows of all ranks; running statistics of rank 0 count, as they will in the bundle."""
+        if self.settings.world_size > 1:
+            for buffer in self.family.buffers():
+                dist.broadcast(buffer, 0)
+        return self.evaluation(columns, prefix, self.settings.rank, self.settings.world_size)
+
+    def _step(self, step: Step) -> Tensor:
+        """One optimizer step; the sum of the rows' losses."""
+        factor = self.schedule.factor(self.step)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+        scale = self.settings.world_size / step.total if step.rows else 0.0  # DDP takes the mean over ranks of what are sums over rows
+        losses = []
+        for piece in step.pieces[:-1]:
+            with self.net.no_sync() if isinstance(self.net, DistributedDataParallel) else contextlib.nullcontext():
+                losses.append(self._backward(piece, scale))
+        losses.append(self._backward(step.pieces[-1], scale))
+        self._update()
+        self.step += 1
+        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+        return total if step.rows else torch.zeros_like(total)
+
+    def _backward(self, piece: Mapping[str, Tensor], scale: float) -> Tensor:
+        batch = self.encoder.tensors(piece)
+        with autocast(self.settings.precision, self.device):
+            outputs = self.net(batch)
+        loss = self.family.loss(outputs, batch).sum()
+        (loss * scale if self.scaler is None else self.scaler.scale(loss * scale)).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _update(self) -> None:
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.family.parameters(), self.settings.clip_norm)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _distribute(self) -> nn.Module:
+        if self.settings.world_size == 1:
+            return self.family
+        return DistributedDataParallel(
+            self.family,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            static_graph=self.settings.accumulate == 1,
+            forward_sync_buffers=False,  # statistics are each rank's own until the epoch ends; see `evaluate`
+        )
+
+    def _over_ranks(self, loss: Tensor, rows: int) -> tuple[float, int]:
+        """The mean loss over the rows of all ranks, and how many they were."""
+        both = torch.tensor([float(loss), float(rows)], dtype=torch.float64, device=self.device)
+        if self.settings.world_size > 1:
+            dist.all_reduce(both)
+        total, seen = both.tolist()
+        return total / seen if seen else math.nan, round(seen)
+
+    def _check(self, train_loss: float, seen: int) -> None:
+        if not math.isfinite(train_loss):
+            raise Diverged(f"train_loss is {train_loss} at epoch {self.epoch}: lower optimizer.lr or set training.clip_norm")
+        expected = self.train.rows if self.step == self.epoch * self.train.steps else None
+        if expected is not None and seen != expected:
+            raise RuntimeError(f"epoch {self.epoch} saw {seen} rows of {expected}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimizer, scaler, and where it stands: with the seeds' state all that a run is."""
+        state = {"model": self.family.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
+        return state | ({"scaler": self.scaler.state_dict()} if self.scaler is not None else {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.family.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler is not None and "scaler" in state:
+            self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.step = state["epoch"], state["step"]
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Autocast to bf16 or fp16, or nothing for fp32."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)

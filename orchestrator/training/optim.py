@@ -1,0 +1,139 @@
+"""Optimizers and learning-rate schedules by name. An optimizer is a class with a Config and `build`, and one line in OPTIMIZERS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import nn
+
+OPTIMIZERS = {
+    "sgd": "orchestrator.training.optim:SGD",
+    "adam": "orchestrator.training.optim:Adam",
+    "adamw": "orchestrator.training.optim:AdamW",
+    "rmsprop": "orchestrator.training.optim:RMSprop",
+}
+
+Beta = Annotated[float, Ge(0), Lt(1)]
+Groups = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """What every optimizer has. `warmup`: the share of the steps in which the rate rises (default: the schedule's own)."""
+
+    lr: Annotated[float, Gt(0)] = 1e-3
+    weight_decay: Annotated[float, Ge(0)] = 0.0  # on matrices and kernels only, not on biases and norms
+    schedule: Literal["constant", "cosine", "linear", "onecycle"] = "constant"
+    warmup: Annotated[float, Ge(0), Le(1)] | None = None
+
+
+class SGD:
+    """Stochastic gradient descent with momentum."""
+
+    @dataclass(frozen=True)
+    class Config(OptimizerConfig):
+        lr: Annotated[float, Gt(0)] = 1e-2
+        momentum: Beta = 0.9
+        nesterov: bool = False
+
+    @staticmethod
+    def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
+        nesterov = config.nesterov and config.momentum > 0
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+
+
+class Adam:
+    """https://arxiv.org/abs/1412.6980 (weight decay, if any, is added to the gradient)."""
+
+    @dataclass(frozen=True)
+    class Config(OptimizerConfig):
+        betas: tuple[Beta, Beta] = (0.9, 0.999)
+
+    @staticmethod
+    def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
+        return torch.optim.Adam(groups, lr=config.lr, betas=tuple(config.betas), fused=True)
+
+
+class AdamW:
+    """https://arxiv.org/abs/1711.05101 (decoupled weight decay)."""
+
+    @dataclass(frozen=True)
+    class Config(OptimizerConfig):
+        weight_decay: Annotated[float, Ge(0)] = 1e-2
+        betas: tuple[Beta, Beta] = (0.9, 0.999)
+
+    @staticmethod
+    def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), fused=True)
+
+
+class RMSprop:
+    """Hinton's; torch has no fused form of it."""
+
+    @dataclass(frozen=True)
+    class Config(OptimizerConfig):
+        momentum: Beta = 0.0
+        alpha: Beta = 0.99
+
+    @staticmethod
+    def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
+        return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum, alpha=config.alpha, foreach=True)
+
+
+def build(optimizer: Any, config: Any, module: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of a module's parameters, weight decay on those of two dimensions and more."""
+    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
+    others = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    made: torch.optim.Optimizer = optimizer.build([g for g in groups if g["params"]], config)
+    return made
+
+
+def _constant(done: float, warmup: float) -> float:
+    return done / warmup if done < warmup else 1.0
+
+
+def _linear(done: float, warmup: float) -> float:
+    """From 1/10 up to 1, then down to 1/100."""
+    if done < warmup:
+        return 0.1 + 0.9 * done / warmup
+    return 1.0 - 0.99 * (done - warmup) / max(1 - warmup, 1e-9)
+
+
+def _cosine(done: float, warmup: float) -> float:
+    """https://arxiv.org/abs/1608.03983, without restarts."""
+    if done < warmup:
+        return done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1 - warmup, 1e-9)))
+
+
+def _onecycle(done: float, warmup: float) -> float:
+    """https://arxiv.org/abs/1708.07120, with the factors of torch.optim.lr_scheduler.OneCycleLR."""
+    if done < warmup:
+        return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * done / warmup))
+    return 4e-6 + (1 - 4e-6) * 0.5 * (1 + math.cos(math.pi * (done - warmup) / max(1 - warmup, 1e-9)))
+
+
+class Schedule:
+    """The learning rate at each optimizer step, as a factor of `lr`: a pure function of the share of the steps that are done."""
+
+    SHAPES: ClassVar[dict[str, tuple[Callable[[float, float], float], float]]] = {
+        "constant": (_constant, 0.0),
+        "cosine": (_cosine, 0.0),
+        "linear": (_linear, 0.25),
+        "onecycle": (_onecycle, 0.3),
+    }
+
+    def __init__(self, name: str, steps: int, warmup: float | None = None) -> None:
+        self.shape, default = self.SHAPES[name]
+        self.last_step = max(steps - 1, 1)
+        self.warmup = default if warmup is None else warmup
+
+    def factor(self, step: int) -> float:
+        """The factor at a step, from 0."""
+        return self.shape(min(step / self.last_step, 1.0), self.warmup)

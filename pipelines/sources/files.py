@@ -1,0 +1,107 @@
+"""Parquet, CSV and TSV files as Arrow tables, with errors that name the file, the row and what to do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from ..encode import is_bytes, is_text
+from ..schema import DataError
+from ..splits import part_name
+
+SUFFIXES = (".parquet", ".csv", ".tsv")
+
+
+def parts_of(path: Path) -> dict[str, Path]:
+    """{part: file}: train, validation and test of a folder; {'': path} for a file."""
+    if path.is_file():
+        return {"": path}
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    found: dict[str, Path] = {}
+    for file in files:
+        part = part_name(file.stem)
+        if part in found:
+            raise DataError(f"'{path}' holds two files of one part, {found[part].name} and {file.name}; keep one", "data.path")
+        if part:
+            found[part] = file
+    if "train" not in found:
+        there = ", ".join(file.name for file in files[:8]) or "no Parquet, CSV or TSV file"
+        raise DataError(
+            f"'{path}' holds no train.parquet, train.csv or train.tsv; there is: {there}. Add it, or give one file", "data.path"
+        )
+    return found if len(found) > 1 else {"": found["train"]}
+
+
+def read(path: Path, text_only: bool = False) -> pa.Table:
+    """The table, or at least its text columns; dictionaries are decoded, and empty text in a CSV is missing. Raises DataError."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"'{path.name}' is none of {', '.join(SUFFIXES)}; convert it to one of them", "data.path")
+    if path.stat().st_size == 0:
+        raise DataError(f"'{path}' is empty; get the file again", "data.path")
+    try:
+        table = _read_parquet(path, text_only) if path.suffix.lower() == ".parquet" else _read_text(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        kind = "Parquet, or is cut off" if path.suffix.lower() == ".parquet" else "a table"
+        says = str(error).splitlines()[0].rstrip(".")
+        raise DataError(f"'{path}' can't be read as {kind}: {says}; get the file again or mend it", "data.path") from None
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise DataError(f"'{path.name}' has two columns '{twice[0]}'; rename one", "data.path")
+    if table.num_rows == 0:
+        raise DataError(f"'{path.name}' has no rows; its columns are: {', '.join(table.column_names)}", "data.path")
+    return pa.table({name: _decoded(table[name]) for name in table.column_names})
+
+
+def _read_parquet(path: Path, text_only: bool) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        fields = file.schema_arrow
+        text = [field.name for field in fields if is_text(field.type) or pa.types.is_dictionary(field.type)]
+        return file.read(text if text_only else None)
+
+
+def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def _read_text(path: Path) -> pa.Table:
+    """A CSV or TSV; a row of another length is named by its number, which Arrow only knows when it reads in one thread."""
+    wrong: list[pa.csv.InvalidRow] = []
+
+    def keep(row: pa.csv.InvalidRow) -> str:
+        wrong.append(row)
+        return "skip"
+
+    parse = pa.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True, invalid_row_handler=keep)
+    table = pa.csv.read_csv(path, parse_options=parse)
+    if wrong:
+        wrong.clear()
+        pa.csv.read_csv(path, parse_options=parse, read_options=pa.csv.ReadOptions(use_threads=False))
+        row, more = wrong[0], f" (and {len(wrong) - 1} rows more)" if len(wrong) > 1 else ""
+        raise DataError(
+            f"'{path.name}', row {row.number - 2}: {row.actual_columns} values, the header has {row.expected_columns}{more}; "
+            "mend it, or quote values that hold a separator",
+            "data.path",
+        )
+    for place, name in enumerate(table.column_names):
+        column = table.column(place)
+        if is_bytes(column.type):
+            raise DataError(f"'{path.name}', column '{name}': it is not UTF-8 text; save the file as UTF-8", "data.path")
+        if is_text(column.type):
+            table = table.set_column(place, name, pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column))
+    return table
+
+
+def _delimiter(path: Path) -> str:
+    """The separator that the header holds most of; a tab in a TSV."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    with path.open("rb") as opened:
+        header = opened.readline(1 << 20)
+    return max(",;\t", key=lambda mark: header.count(mark.encode()))

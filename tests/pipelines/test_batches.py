@@ -1,0 +1,95 @@
+"""Batches: every epoch sees every row once, whatever the number of ranks, and its order is a function of (seed, epoch)."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines.batches import Batches, Step, in_order, shares
+
+
+def columns(rows: int) -> dict[str, Tensor]:
+    return {"x": torch.arange(rows), "y": torch.arange(rows) * 10}
+
+
+def rows_of(step: Step) -> list[int]:
+    """The rows that count: a rank without a share gets one row that doesn't."""
+    return torch.cat([piece["x"] for piece in step.pieces]).tolist()[: step.rows]
+
+
+def epoch(batches: Batches, number: int, skip: int = 0) -> list[list[int]]:
+    return [rows_of(step) for step in batches.epoch(number, skip)]
+
+
+@pytest.mark.parametrize(("rows", "batch_size", "world_size"), [(24, 8, 2), (23, 8, 3), (10, 3, 4), (9, 8, 4)])
+def test_the_ranks_together_take_the_batches_that_one_rank_takes(rows: int, batch_size: int, world_size: int) -> None:
+    alone = epoch(Batches(columns(rows), batch_size, seed=5), 1)
+    ranks = [epoch(Batches(columns(rows), batch_size, 5, rank, world_size), 1) for rank in range(world_size)]
+    together = [[row for rank in ranks for row in rank[step]] for step in range(len(alone))]
+    assert together == alone
+    assert sorted(chain.from_iterable(together)) == list(range(rows))
+
+
+def test_each_rank_s_share_of_an_uneven_batch_differs_by_one_row_at_most() -> None:
+    counts = [[step.rows for step in Batches(columns(11), 7, 0, rank, 3).epoch(1)] for rank in range(3)]
+    assert counts == [[3, 2], [2, 1], [2, 1]]
+
+
+def test_every_rank_knows_the_rows_of_the_whole_batch() -> None:
+    assert [[step.total for step in Batches(columns(11), 8, 0, rank, 4).epoch(1)] for rank in range(4)] == [[8, 3]] * 4
+
+
+def test_a_rank_without_rows_gets_one_that_does_not_count() -> None:
+    steps = list(Batches(columns(9), 8, 0, rank=3, world_size=4).epoch(1))
+    assert [step.rows for step in steps] == [2, 0]
+    assert [len(piece["x"]) for piece in steps[1].pieces] == [1]
+
+
+def test_all_ranks_take_the_same_number_of_steps() -> None:
+    assert {len(list(Batches(columns(9), 4, 0, rank, 3).epoch(1))) for rank in range(3)} == {3}
+    assert Batches(columns(9), 4, 0).steps == 3
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    batches = Batches(columns(50), 10, seed=1)
+    first = epoch(batches, 1)
+    assert epoch(batches, 2) != first
+    assert epoch(batches, 1) == first
+    assert epoch(Batches(columns(50), 10, seed=2), 1) != first
+
+
+def test_skipped_steps_are_left_out_and_the_rest_is_the_same() -> None:
+    batches = Batches(columns(25), 4, seed=1)
+    assert epoch(batches, 3, skip=5) == epoch(batches, 3)[5:]
+
+
+def test_the_columns_of_a_batch_stay_together() -> None:
+    for step in Batches(columns(20), 6, 0).epoch(1):
+        assert all(torch.equal(piece["y"], piece["x"] * 10) for piece in step.pieces)
+
+
+def test_accumulation_cuts_a_rank_s_share_into_pieces_of_the_same_rows() -> None:
+    whole = list(Batches(columns(20), 10, 0, rank=1, world_size=2).epoch(1))
+    cut = list(Batches(columns(20), 10, 0, rank=1, world_size=2, accumulate=3).epoch(1))
+    assert [[len(piece["x"]) for piece in step.pieces] for step in cut] == [[2, 2, 1], [2, 2, 1]]
+    assert [rows_of(step) for step in cut] == [rows_of(step) for step in whole]
+
+
+def test_accumulation_makes_no_empty_pieces() -> None:
+    steps = list(Batches(columns(10), 8, 0, accumulate=4).epoch(1))
+    assert [[len(piece["x"]) for piece in step.pieces] for step in steps] == [[2, 2, 2, 2], [1, 1]]
+
+
+@pytest.mark.parametrize(("rows", "size", "world_size"), [(10, 3, 1), (10, 3, 4), (3, 8, 4)])
+def test_in_order_covers_each_row_once_in_order(rows: int, size: int, world_size: int) -> None:
+    seen = [batch["x"].tolist() for rank in range(world_size) for batch in in_order(columns(rows), size, rank, world_size)]
+    assert list(chain.from_iterable(seen)) == list(range(rows))
+    assert max(len(batch) for batch in seen) <= size
+
+
+def test_shares_add_up_and_the_first_take_one_more() -> None:
+    assert shares(10, 4) == [3, 3, 2, 2]
+    assert shares(2, 4) == [1, 1, 0, 0]

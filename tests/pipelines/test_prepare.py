@@ -1,0 +1,171 @@
+"""Preparing: once for each content, options and split; atomically; and what it wrote is what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines import batches
+from pipelines.prepare import Prepared, hash_files, hash_table, prepare
+from pipelines.raw import Raw, image_column
+from pipelines.schema import Column, DataError
+from pipelines.splits import SplitConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    path: str = ""
+    seed: int = 0
+    inputs: tuple[str, ...] | None = None
+
+
+def load(config: Config) -> Raw:
+    rng = np.random.default_rng(config.seed)
+    pixels = rng.integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    table = pa.table({"image": image_column(pixels), "speaker": [f"s{row % 20}" for row in range(60)], "label": ["a", "b", "c"] * 20})
+    return Raw(table, (Column("image", "image", (1, 4, 4), "uint8"),), Column("label", "class", dtype="str"))
+
+
+def with_column(column: Column, **changes: Any) -> Any:
+    def changed(config: Config) -> Raw:
+        raw = load(config)
+        return Raw(raw.table, (*raw.inputs, column), changes.get("target", raw.target))
+
+    return changed
+
+
+def test_prepared_data_tells_rows_classes_and_counts(tmp_path: Path) -> None:
+    prepared = prepare("mine", load, Config(), SplitConfig(), tmp_path)
+    assert prepared.rows == {"train": 48, "validation": 6, "test": 6}
+    assert prepared.schema.classes == ("a", "b", "c")
+    assert prepared.counts == {"train": dict.fromkeys("abc", 16), "validation": dict.fromkeys("abc", 2), "test": dict.fromkeys("abc", 2)}
+    assert prepared.size_bytes == 60 * (16 + 8)
+
+
+def test_files_hold_the_inputs_and_the_target_only(tmp_path: Path) -> None:
+    prepared = prepare("mine", load, Config(), SplitConfig(by="group", column="speaker"), tmp_path)
+    assert pq.read_schema(prepared.file("test")).names == ["image", "label"]
+
+
+def test_what_is_prepared_is_not_loaded_again(tmp_path: Path) -> None:
+    loads = []
+
+    @dataclass(frozen=True)
+    class OneFile:
+        def files(self) -> list[tuple[str, Path]]:
+            return [("data", Path(__file__))]
+
+    def counted(config: OneFile) -> Raw:
+        loads.append(config)
+        return load(Config())
+
+    first, second = (prepare("mine", counted, OneFile(), SplitConfig(), tmp_path) for _ in range(2))
+    assert len(loads) == 1
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("source", "config", "split"),
+    [("other", Config(), SplitConfig()), ("mine", Config(seed=1), SplitConfig()), ("mine", Config(), SplitConfig(train=0.7, test=0.2))],
+)
+def test_another_source_content_or_split_is_another_fingerprint(source: str, config: Config, split: SplitConfig, tmp_path: Path) -> None:
+    first = prepare("mine", load, Config(), SplitConfig(), tmp_path)
+    assert prepare(source, load, config, split, tmp_path).fingerprint != first.fingerprint
+
+
+def test_where_the_data_lies_is_not_in_the_fingerprint(tmp_path: Path) -> None:
+    first, second = (prepare("mine", load, Config(path=path), SplitConfig(), tmp_path) for path in ("here", "there"))
+    assert first.fingerprint == second.fingerprint
+
+
+def test_a_table_s_hash_is_of_its_content_not_of_its_chunks() -> None:
+    whole, cut = pa.table({"x": [1, 2, 3]}), pa.table({"x": pa.chunked_array([[1], [2, 3]])})
+    assert hash_table(whole) == hash_table(cut)
+    assert hash_table(whole) != hash_table(pa.table({"x": [1, 2, 4]}))
+
+
+def test_a_file_s_hash_is_of_its_name_and_content(tmp_path: Path) -> None:
+    for name, text in (("one", "a"), ("two", "a"), ("three", "b")):
+        (tmp_path / name).write_text(text)
+    assert hash_files([("x", tmp_path / "one")]) == hash_files([("x", tmp_path / "two")])
+    assert hash_files([("x", tmp_path / "one")]) != hash_files([("y", tmp_path / "one")])
+    assert hash_files([("x", tmp_path / "one")]) != hash_files([("x", tmp_path / "three")])
+
+
+def test_a_folder_from_which_something_was_deleted_is_made_anew(tmp_path: Path) -> None:
+    prepared = prepare("mine", load, Config(), SplitConfig(), tmp_path)
+    (prepared.folder / "data.json").unlink()
+    again = prepare("mine", load, Config(), SplitConfig(), tmp_path)
+    assert again == prepared
+    assert [entry.name for entry in tmp_path.iterdir()] == [prepared.fingerprint]
+
+
+@pytest.mark.parametrize("name", ["data.json", "train.parquet", "test.parquet"])
+def test_opening_what_is_not_whole_says_to_delete_it(name: str, tmp_path: Path) -> None:
+    prepared = prepare("mine", load, Config(), SplitConfig(), tmp_path)
+    (prepared.folder / name).unlink()
+    with pytest.raises(DataError, match=r"holds no prepared data .* delete it and it is made anew"):
+        Prepared.open(prepared.folder)
+
+
+def test_a_column_that_no_family_takes_says_how_to_leave_it_out(tmp_path: Path) -> None:
+    odd = with_column(Column("speaker", "category"))
+    with pytest.raises(DataError, match=r"column 'speaker' is a category, .* data.drop: \[speaker\]") as caught:
+        prepare("mine", odd, Config(), SplitConfig(), tmp_path)
+    assert caught.value.key == "data.inputs"
+
+
+def test_what_a_split_goes_by_is_no_input_unless_it_is_named(tmp_path: Path) -> None:
+    odd, split = with_column(Column("speaker", "category")), SplitConfig(by="group", column="speaker")
+    assert [column.name for column in prepare("mine", odd, Config(), split, tmp_path).schema.inputs] == ["image"]
+    with pytest.raises(DataError, match="column 'speaker' is a category"):
+        prepare("mine", odd, Config(inputs=("image", "speaker")), split, tmp_path)
+
+
+def test_a_target_that_no_family_learns_is_refused(tmp_path: Path) -> None:
+    def numbers(config: Config) -> Raw:
+        raw = load(config)
+        return Raw(raw.table, raw.inputs, Column("label", "number"))
+
+    with pytest.raises(DataError, match="target 'label' is a number") as caught:
+        prepare("mine", numbers, Config(), SplitConfig(), tmp_path)
+    assert caught.value.key == "data.target"
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_row_that_does_not_fit_is_named_by_its_number_in_the_data(part: str, tmp_path: Path) -> None:
+    def broken(config: Config) -> Raw:
+        values = [[float(row)] * 4 for row in range(60)]
+        values[{"train": 7, "validation": 50, "test": 57}[part]] = [1.0, 2.0, 3.0]
+        official = np.array(["train"] * 48 + ["validation"] * 6 + ["test"] * 6)
+        table = pa.table({"image": values, "label": ["a", "b", "c"] * 20})
+        return Raw(table, (Column("image", "image", (1, 2, 2)),), Column("label", "class"), official)
+
+    row = {"train": 7, "validation": 50, "test": 57}[part]
+    with pytest.raises(DataError, match=rf"\({part} part\), column 'image', row {row}: a list of shape \[3\]"):
+        prepare("mine", broken, Config(), SplitConfig(), tmp_path)
+
+
+def test_a_test_label_that_train_does_not_know_is_refused(tmp_path: Path) -> None:
+    def unknown(config: Config) -> Raw:
+        raw = load(config)
+        table = raw.table.set_column(2, "label", pa.array(["a"] * 25 + ["b"] * 25 + ["c"] * 10))
+        return Raw(table, raw.inputs, raw.target, np.array(["train"] * 50 + ["test"] * 10))
+
+    with pytest.raises(DataError, match=r"\(test part\), column 'label', row 50: 'c' is none of the classes \(and 9 rows more\)"):
+        prepare("mine", unknown, Config(), SplitConfig(), tmp_path)
+
+
+def test_images_in_memory_are_writable_uint8_of_the_stored_values(tmp_path: Path) -> None:
+    prepared = prepare("mine", load, Config(), SplitConfig(), tmp_path)
+    loaded = batches.load(prepared, "validation")
+    stored = pq.read_table(prepared.file("validation"))["image"].to_pylist()
+    assert loaded["image"].shape == (6, 4, 4, 1)
+    assert [image.numpy().tobytes() for image in loaded["image"]] == stored
+    loaded["image"] += 1

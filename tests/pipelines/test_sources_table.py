@@ -1,0 +1,435 @@
+"""Tables: what a column is, how an image may be written in one, and what may be wrong with a file."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines import batches
+from pipelines.prepare import prepare
+from pipelines.raw import Raw
+from pipelines.schema import DataError
+from pipelines.sources import table
+from pipelines.splits import SplitConfig
+from tests.contracts.source_contract import SourceContract
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 4, 4), dtype=np.uint8)
+LABELS = ["cat", "dog"] * 12
+
+
+def png(pixels: np.ndarray, kind: str = "PNG") -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, kind)
+    return sink.getvalue()
+
+
+def write(path: Path, columns: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = pa.table(columns)
+    if path.suffix == ".parquet":
+        pq.write_table(made, path)
+    else:
+        pa.csv.write_csv(made, path, pa.csv.WriteOptions(delimiter="\t" if path.suffix == ".tsv" else ","))
+    return path
+
+
+def load(path: Path, **options: Any) -> Raw:
+    return table.load(table.Config(str(path), **options))
+
+
+def loaded(tmp_path: Path, columns: dict[str, Any], name: str = "data.parquet", **options: Any) -> Raw:
+    return load(write(tmp_path / name, columns), **options)
+
+
+def kinds(raw: Raw) -> dict[str, str]:
+    return {column.name: column.kind for column in raw.inputs}
+
+
+class TestParquetOfPictures(SourceContract):
+    @pytest.fixture
+    def load(self) -> object:
+        return table.load
+
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> table.Config:
+        return table.Config(str(write(tmp_path / "data.parquet", {"image": [png(image) for image in PIXELS], "label": LABELS})))
+
+
+class TestParquetOfFloatLists(SourceContract):
+    @pytest.fixture
+    def load(self) -> object:
+        return table.load
+
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> table.Config:
+        return table.Config(str(write(tmp_path / "data.parquet", {"x": (PIXELS / 255.0).tolist(), "y": LABELS})), "y", kinds={"x": "image"})
+
+
+class TestCsvOfFileNamesInOfficialParts(SourceContract):
+    @pytest.fixture
+    def load(self) -> object:
+        return table.load
+
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> table.Config:
+        folder = tmp_path / "data"
+        folder.mkdir()
+        names = [f"{row}.png" for row in range(24)]
+        for name, pixels in zip(names, PIXELS, strict=True):
+            (folder / name).write_bytes(png(pixels))
+        write(folder / "train.csv", {"file": names[:16], "label": LABELS[:16]})
+        write(folder / "dev.csv", {"file": names[16:20], "label": LABELS[16:20]})
+        write(folder / "test.csv", {"file": names[20:], "label": LABELS[20:]})
+        return table.Config(str(folder))
+
+
+COLOUR = np.random.default_rng(1).integers(0, 256, (4, 3, 3, 3), dtype=np.uint8)
+GREY = COLOUR[..., 0]
+B64 = [base64.b64encode(png(image)).decode() for image in GREY]
+IMAGES: dict[str, tuple[Any, dict[str, Any], np.ndarray]] = {
+    "png": ([png(image) for image in GREY], {}, GREY),
+    "png in colour": ([png(image) for image in COLOUR], {}, COLOUR),
+    "png in a struct": ([{"bytes": png(image), "path": "x"} for image in GREY], {}, GREY),
+    "raw bytes with a size": ([image.tobytes() for image in GREY], {"size": (3, 3)}, GREY),
+    "raw colour bytes with a size": ([image.tobytes() for image in COLOUR], {"size": (3, 3)}, COLOUR),
+    "raw bytes of fixed size": (pa.array([image.tobytes() for image in GREY], pa.binary(9)), {"size": (3, 3)}, GREY),
+    "flat lists, square": (GREY.reshape(4, 9).tolist(), {}, GREY),
+    "flat lists, square, colour": (COLOUR.reshape(4, 27).tolist(), {}, COLOUR),
+    "flat lists with a size": (GREY.reshape(4, 9).tolist(), {"size": (9, 1)}, GREY.reshape(4, 9, 1)),
+    "lists of rows": (GREY.tolist(), {}, GREY),
+    "lists with channels": (COLOUR.tolist(), {}, COLOUR),
+    "base64": (B64, {}, GREY),
+    "data urls": ([f"data:image/png;base64,{text}" for text in B64], {}, GREY),
+    "json": ([json.dumps(image.tolist()) for image in GREY], {}, GREY),
+    "flat json": ([json.dumps(image.ravel().tolist()) for image in COLOUR], {}, COLOUR),
+}
+
+
+@pytest.mark.parametrize("form", IMAGES)
+def test_an_image_in_any_form_is_stored_as_raw_bytes(form: str, tmp_path: Path) -> None:
+    values, options, images = IMAGES[form]
+    raw = loaded(tmp_path, {"image": values, "label": ["a", "b", "a", "b"]}, **options)
+    images = images.reshape(*images.shape[:3], -1)
+    assert kinds(raw) == {"image": "image"}
+    assert raw.inputs[0].shape == (images.shape[3], images.shape[1], images.shape[2])
+    assert raw.inputs[0].dtype == "uint8"
+    assert raw.table["image"].to_pylist() == [image.tobytes() for image in images]
+
+
+@pytest.mark.parametrize("form", IMAGES)
+def test_the_table_itself_is_encoded_as_what_was_prepared_from_it(form: str, tmp_path: Path) -> None:
+    values, options, _ = IMAGES[form]
+    image = values if isinstance(values, pa.Array) else pa.array(values)
+    image = pa.concat_arrays([image] * 6)
+    path = write(tmp_path / "data.parquet", {"image": image, "label": LABELS, "part": ["train"] * 16 + ["val"] * 4 + ["test"] * 4})
+    split = SplitConfig(by="column", column="part")
+    prepared = prepare("table", table.load, table.Config(str(path), **options), split, tmp_path / "cache")
+    arrays, errors = prepared.encoder.arrays(pq.read_table(path).slice(20), ["image"], tmp_path)
+    assert errors == {}
+    assert np.array_equal(arrays["image"], batches.load(prepared, "test")["image"].numpy())
+
+
+def test_integers_beyond_a_byte_and_floats_are_kept_as_float32(tmp_path: Path) -> None:
+    for values in (GREY.astype(int) * 300, GREY - 200.0, GREY / 255.0):
+        raw = loaded(tmp_path, {"image": values.reshape(4, 9).tolist(), "label": ["a", "b"] * 2})
+        assert raw.inputs[0].dtype == "float32"
+        assert raw.table.schema.field("image").type == pa.list_(pa.float32(), 9)
+        assert np.array_equal(raw.table["image"].to_pylist(), values.reshape(4, 9).astype(np.float32))
+
+
+def test_pictures_are_brought_to_the_size_and_turned_grey(tmp_path: Path) -> None:
+    values = [png(np.full((side, 9, 3), 50, np.uint8), kind) for side, kind in ((5, "PNG"), (8, "JPEG"), (7, "PNG"), (3, "JPEG"))]
+    raw = loaded(tmp_path, {"photo": values, "label": ["a", "b"] * 2}, size=(2, 3), grey=True)
+    assert raw.inputs[0].shape == (1, 2, 3)
+    assert raw.inputs[0].resize
+    assert raw.table["photo"].to_pylist() == [bytes([50] * 6)] * 4
+
+
+def test_pictures_of_two_sizes_name_two_rows(tmp_path: Path) -> None:
+    values = [png(np.zeros((side, 9), np.uint8)) for side in (5, 5, 7)]
+    with pytest.raises(DataError, match=r"row 0 is 5x9, 'data.parquet', column 'photo', row 2 is 7x9; set data.size: \[H, W\]") as caught:
+        loaded(tmp_path, {"photo": values, "label": ["a", "b", "a"]})
+    assert caught.value.key == "data.size"
+
+
+def test_kinds_are_inferred_from_types_and_values(tmp_path: Path) -> None:
+    columns = {
+        "age": [1, 2, 3, 4],
+        "height": [1.5, 2.5, 3.5, 4.5],
+        "smokes": [True, False] * 2,
+        "city": ["Rome", "Oslo"] * 2,
+        "city_code": pa.array(["Rome", "Oslo"] * 2).dictionary_encode(),
+        "review": ["good", "bad", "so so", "fine"],
+        "when": [datetime.datetime(2024, 1, day) for day in (1, 2, 3, 4)],
+        "steps": [[1, 2], [3], [4, 5, 6], [7]],
+        "label": ["a", "b"] * 2,
+    }
+    raw = loaded(tmp_path, columns)
+    assert kinds(raw) == {
+        "age": "number",
+        "height": "number",
+        "smokes": "number",
+        "city": "category",
+        "city_code": "category",
+        "review": "text",
+        "when": "time",
+        "steps": "sequence",
+    }
+    assert raw.table.column_names == list(columns)
+
+
+def test_kinds_may_be_said(tmp_path: Path) -> None:
+    raw = loaded(tmp_path, {"x": [[1, 2, 3, 4]] * 4, "zip": [1, 2, 3, 4], "label": [1, 2, 1, 2]}, kinds={"x": "image", "zip": "category"})
+    assert kinds(raw) == {"x": "image", "zip": "category"}
+    assert raw.inputs[0].shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [(["a", "b"], "class"), ([True, False], "class"), ([3, 4], "class"), ([3.0, 4.0], "class"), ([3.5, 4.0], "number")],
+)
+def test_a_target_is_a_class_unless_it_is_a_fraction(values: list[Any], kind: str, tmp_path: Path) -> None:
+    assert loaded(tmp_path, {"x": [1, 2], "label": values}).target.kind == kind
+
+
+def test_a_target_s_kind_may_be_said(tmp_path: Path) -> None:
+    assert loaded(tmp_path, {"x": [1, 2], "label": [3, 4]}, kinds={"label": "number"}).target.kind == "number"
+    assert loaded(tmp_path, {"x": [1, 2], "label": [3.5, 4.0]}, kinds={"label": "class"}).target.kind == "class"
+
+
+def test_many_whole_floats_are_numbers(tmp_path: Path) -> None:
+    values = np.arange(1001.0)
+    assert loaded(tmp_path, {"x": values, "label": values}).target.kind == "number"
+    assert loaded(tmp_path, {"x": values, "label": values % 1000}).target.kind == "class"
+
+
+def test_inputs_follow_the_table_and_all_columns_stay_in_it(tmp_path: Path) -> None:
+    columns = {"id": [1, 2], "b": [1, 2], "a": [1, 2], "target": ["x", "y"]}
+    assert list(kinds(loaded(tmp_path, columns, inputs=("a", "b")))) == ["b", "a"]
+    raw = loaded(tmp_path, columns, drop=("id",))
+    assert list(kinds(raw)) == ["b", "a"]
+    assert raw.table.column_names == ["id", "b", "a", "target"]
+
+
+def test_a_split_may_go_by_a_column_that_is_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.parquet", {"image": PIXELS.tolist(), "who": [row // 2 for row in range(24)], "label": LABELS})
+    split = SplitConfig(by="group", column="who", train=0.5, validation=0.25, test=0.25)
+    prepared = prepare("table", table.load, table.Config(str(path), drop=("who",)), split, tmp_path / "cache")
+    assert prepared.rows == {"train": 12, "validation": 6, "test": 6}
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv"])
+def test_text_files_give_what_parquet_gives(name: str, tmp_path: Path) -> None:
+    text = {"image": [json.dumps(image.ravel().tolist()) for image in PIXELS], "note": ["a, b\nc"] * 24, "label": LABELS}
+    raw, same = loaded(tmp_path, text, name), loaded(tmp_path, {**text, "image": PIXELS.tolist()})
+    assert raw.table.equals(same.table)
+    assert raw.inputs == same.inputs
+
+
+def test_a_csv_may_be_separated_by_semicolons(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("x;label\n1;a\n2;b\n")
+    assert load(tmp_path / "d.csv").table.to_pydict() == {"x": [1, 2], "label": ["a", "b"]}
+
+
+def test_empty_text_is_missing_and_NA_is_text(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("x,y,label\n1,NA,NA\n,,a\n")
+    assert load(tmp_path / "d.csv").table.to_pydict() == {"x": [1, None], "y": [None, None], "label": ["NA", "a"]}
+
+
+def test_an_official_folder_keeps_its_parts(tmp_path: Path) -> None:
+    for name, rows in (("train.csv", 4), ("validation.parquet", 2), ("test.csv", 3)):
+        write(tmp_path / name, {"x": list(range(rows)), "label": ["a", "b", "a", "b"][:rows]})
+    raw = load(tmp_path)
+    assert raw.official is not None
+    assert sorted(raw.official.tolist()) == ["test"] * 3 + ["train"] * 4 + ["validation"] * 2
+    assert raw.table.filter(pa.array(raw.official == "test"))["x"].to_pylist() == [0, 1, 2]
+
+
+def test_parts_may_write_numbers_differently(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", {"x": [1, 2], "label": ["a", "b"]})
+    write(tmp_path / "test.csv", {"x": [1.5, 2.5], "label": ["a", "b"]})
+    assert sorted(load(tmp_path).table["x"].to_pylist()) == [1, 1.5, 2, 2.5]
+
+
+def test_a_folder_with_train_only_is_split_like_a_file(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", {"x": [1, 2], "label": ["a", "b"]})
+    assert load(tmp_path).official is None
+
+
+def test_a_changed_picture_that_a_table_names_is_another_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for row, pixels in enumerate(PIXELS):
+        (tmp_path / "pictures" / f"{row}.png").write_bytes(png(pixels))
+    path = write(tmp_path / "d.csv", {"file": [f"pictures/{row}.png" for row in range(24)], "label": LABELS})
+    config = table.Config(str(path))
+    first = prepare("table", table.load, config, SplitConfig(), tmp_path / "cache")
+    (tmp_path / "pictures" / "3.png").write_bytes(png(PIXELS[4]))
+    assert prepare("table", table.load, config, SplitConfig(), tmp_path / "cache").fingerprint != first.fingerprint
+
+
+def test_a_named_picture_that_is_not_there_is_named_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(png(PIXELS[0]))
+    with pytest.raises(DataError, match=r"'d.csv', column 'file', row 1: no file '1.png' in '.*'"):
+        loaded(tmp_path, {"file": ["0.png", "1.png"], "label": ["a", "b"]}, "d.csv")
+
+
+def test_names_of_pictures_that_are_elsewhere_are_text(tmp_path: Path) -> None:
+    raw = loaded(tmp_path, {"file": ["0.png", "1.png"], "image": PIXELS[:2].tolist(), "label": ["a", "b"]})
+    assert kinds(raw) == {"file": "text", "image": "image"}
+
+
+X, NAN, INF = [1, 2, 3, 4], float("nan"), float("inf")
+WRONG: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+    "no target": ({"x": X, "y": X}, {}, "data.target", "the target is missing: name the column to predict; the columns are: x, y"),
+    "two targets": ({"x": X, "label": X, "target": X}, {}, "data.target", "both 'label' and 'target' may be the target"),
+    "unknown target": (
+        {"x": X, "species": X},
+        {"target": "specis"},
+        "data.target",
+        r"no column 'specis' \(did you mean 'species'\?\); the columns are: x, species",
+    ),
+    "unknown input": ({"x": X, "label": X}, {"inputs": ("q",)}, "data.inputs", "no column 'q'; the columns are: x, label"),
+    "unknown drop": ({"x": X, "label": X}, {"drop": ("lable",)}, "data.drop", "did you mean 'label'"),
+    "unknown kind": ({"x": X, "label": X}, {"kinds": {"z": "text"}}, "data.kinds", "no column 'z'"),
+    "target as input": (
+        {"x": X, "label": X},
+        {"inputs": ("x", "label")},
+        "data.inputs",
+        "'label' is the target; take it out of data.inputs",
+    ),
+    "target dropped": ({"x": X, "y": X}, {"target": "y", "drop": ("y",)}, "data.drop", "'y' is the target; take it out of data.drop"),
+    "no input left": ({"x": X, "label": X}, {"drop": ("x",)}, "data.inputs", "no column is left as an input"),
+    "list as target": ({"x": X, "label": [[1]] * 4}, {}, "data.target", "it must be text, numbers or booleans"),
+    "null label": (
+        {"x": X, "label": ["a", None, "b", None]},
+        {},
+        "data.path",
+        r"column 'label', row 1: the label is missing \(and 1 rows more\)",
+    ),
+    "nan label": ({"x": X, "label": [1.5, 2, NAN, 3]}, {}, "data.path", "column 'label', row 2: the label is missing"),
+    "null image": ({"image": [[1], None, [2], [3]], "label": X}, {}, "data.path", "column 'image', row 1: it is missing"),
+    "null picture": ({"i": [png(PIXELS[0]), None] * 2, "label": X}, {}, "data.path", "column 'i', row 1: it is missing"),
+    "null within": ({"image": [[1], [None], [2], [3]], "label": X}, {}, "data.path", "row 1: it holds a missing value, NaN or infinity"),
+    "nan within": ({"image": [[1.0], [2.0], [NAN], [3.0]], "label": X}, {}, "data.path", "column 'image', row 2: it holds a missing value"),
+    "infinity": ({"image": [[1.0], [2.0], [3.0], [-INF]], "label": X}, {}, "data.path", "column 'image', row 3: it holds a missing value"),
+    "ragged": (
+        {"image": [[1], [2], [1, 2], [3]], "label": X},
+        {},
+        "data.path",
+        r"row 2: a list of shape \[2\]; the image is 1x1x1 = 1 values",
+    ),
+    "ragged rows": ({"image": [[[1, 2], [3]]] * 4, "label": X}, {}, "data.path", "column 'image', row 0: no lists of one shape"),
+    "no square": (
+        {"image": [[1, 2, 3, 4, 5]] * 4, "label": X},
+        {},
+        "data.size",
+        r"shape \[5\] are no square image, grey or RGB; set data.size",
+    ),
+    "not the size": ({"x": [[1, 2, 3, 4]] * 4, "label": X}, {"size": (3, 2)}, "data.size", r"values of shape \[4\] are no square"),
+    "rows not the size": ({"x": [[[1, 2]]] * 4, "label": X}, {"size": (3, 2)}, "data.size", "only pictures are resized"),
+    "channels first": ({"image": np.zeros((4, 3, 5, 6), int).tolist(), "label": X}, {}, "data.path", r"put the channels last, \[H, W, C\]"),
+    "grey lists": ({"image": COLOUR.tolist(), "label": X}, {"grey": True}, "data.grey", "only pictures are turned grey"),
+    "raw without size": (
+        {"x": [b"1234"] * 4, "label": X},
+        {},
+        "data.size",
+        r"column 'x' holds binary, but no pictures; set data.size: \[H, W\]",
+    ),
+    "raw of two sizes": (
+        {"x": [b"1234", b"123", b"1234", b"1234"], "label": X},
+        {"size": (2, 2)},
+        "data.path",
+        "row 1: 3 bytes, neither PNG nor JPEG nor 2x2x1 = 4 raw values",
+    ),
+    "broken picture": (
+        {"i": [png(PIXELS[0]), png(PIXELS[0])[:40]] * 2, "label": X},
+        {},
+        "data.path",
+        "column 'i', row 1: no readable image",
+    ),
+    "broken json": ({"image": ["[1]", "[2", "[3]", "[4]"], "label": X}, {}, "data.path", "column 'image', row 1: no list of numbers"),
+    "number as image": ({"x": X, "label": X}, {"kinds": {"x": "image"}}, "data.kinds", "column 'x' holds int64, which can't be an image"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_fit_is_named_with_what_to_do(case: str, tmp_path: Path) -> None:
+    columns, options, key, says = WRONG[case]
+    with pytest.raises(DataError, match=says) as caught:
+        loaded(tmp_path, columns, **options)
+    assert caught.value.key == key
+    assert "\n" not in str(caught.value)
+
+
+def test_a_row_is_counted_in_its_own_file(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", {"image": [[1]] * 4, "label": ["a", "b"] * 2})
+    write(tmp_path / "test.parquet", {"image": [[1], [2], [None]], "label": ["a", "b", "a"]})
+    with pytest.raises(DataError, match=r"'test.parquet', column 'image', row 2: it holds a missing value"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("d.parquet", b"", "d.parquet' is empty; get the file again"),
+        ("d.parquet", b"PAR1 and then nothing", "can't be read as Parquet, or is cut off: .*; get the file again or mend it"),
+        ("d.csv", b"", "d.csv' is empty"),
+        ("d.csv", b"x,label\n", "'d.csv' has no rows; its columns are: x, label"),
+        ("d.csv", b"x,label\n1,a\n2,b,c\n3,d,e\n", r"'d.csv', row 1: 3 values, the header has 2 \(and 1 rows more\); mend it"),
+        ("d.csv", b"x,label\n1,\xff\xfe\n2,b\n", "'d.csv', column 'label': it is not UTF-8 text; save the file as UTF-8"),
+        ("d.csv", b"x,x,label\n1,2,a\n", "'d.csv' has two columns 'x'; rename one"),
+        ("d.xlsx", b"PK", "'d.xlsx' is none of .parquet, .csv, .tsv; convert it"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(name: str, content: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=says) as caught:
+        load(tmp_path / name)
+    assert caught.value.key == "data.path"
+
+
+def test_a_parquet_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.parquet", {"x": list(range(1000)), "label": ["a", "b"] * 500})
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"d.parquet' can't be read as Parquet, or is cut off"):
+        load(path)
+
+
+def test_a_missing_file_tells_what_is_there(tmp_path: Path) -> None:
+    write(tmp_path / "trian.csv", {"x": [1], "label": [1]})
+    with pytest.raises(DataError, match=r"no file or folder '.*train.csv'; in '.*' there is: trian.csv"):
+        load(tmp_path / "train.csv")
+    with pytest.raises(DataError, match=r"holds no train.parquet, train.csv or train.tsv; there is: trian.csv"):
+        load(tmp_path)
+
+
+def test_two_files_of_one_part_are_refused(tmp_path: Path) -> None:
+    for name in ("train.csv", "dev.csv", "val.csv"):
+        write(tmp_path / name, {"x": [1], "label": [1]})
+    with pytest.raises(DataError, match=r"two files of one part, dev.csv and val.csv"):
+        load(tmp_path)
+
+
+def test_a_test_file_without_labels_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", {"x": [1, 2], "label": ["a", "b"]})
+    write(tmp_path / "test.csv", {"x": [1, 2]})
+    with pytest.raises(DataError, match=r"'test.csv' has no column 'label', which 'train.csv' has; add it, or take the file away"):
+        load(tmp_path)
+
+
+def test_parts_of_different_types_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", {"x": [1, 2], "label": ["a", "b"]})
+    write(tmp_path / "test.csv", {"x": ["one", "two"], "label": ["a", "b"]})
+    with pytest.raises(DataError, match=r"column 'x' has different types: .*int64 in 'train.csv'.*; write one type in all"):
+        load(tmp_path)

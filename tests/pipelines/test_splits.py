@@ -1,0 +1,128 @@
+"""Splits are fixed by their seed, cover every row once, and respect classes, groups, time and official parts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.raw import Raw
+from pipelines.schema import Column, DataError
+from pipelines.splits import NAMES, SplitConfig, split
+
+
+def raw(labels: list[object], official: list[str] | None = None, **columns: list[object]) -> Raw:
+    table = pa.table({"x": list(range(len(labels))), "label": labels, **columns})
+    return Raw(table, (Column("x", "number"),), Column("label", "class"), None if official is None else np.array(official))
+
+
+def sizes(parts: dict[str, np.ndarray]) -> tuple[int, ...]:
+    return tuple(len(parts[name]) for name in NAMES)
+
+
+def test_the_same_seed_gives_the_same_rows_and_another_seed_others() -> None:
+    data = raw(["a", "b"] * 50)
+    first, again, other = (split(data, SplitConfig(seed=seed)) for seed in (3, 3, 4))
+    assert all(np.array_equal(first[name], again[name]) for name in NAMES)
+    assert not np.array_equal(first["test"], other["test"])
+
+
+def test_every_row_is_in_one_part_in_the_table_s_order() -> None:
+    parts = split(raw(["a", "b", "c"] * 21), SplitConfig(train=0.6, validation=0.2, test=0.2))
+    assert sorted(np.concatenate(list(parts.values()))) == list(range(63))
+    assert all(np.all(np.diff(rows) > 0) for rows in parts.values())
+
+
+def test_random_parts_keep_the_shares_of_the_classes() -> None:
+    labels = np.array(["rare"] * 20 + ["common"] * 180)
+    parts = split(raw(list(labels)), SplitConfig())
+    assert sizes(parts) == (160, 20, 20)
+    assert [int((labels[parts[name]] == "rare").sum()) for name in NAMES] == [16, 2, 2]
+
+
+def test_many_small_classes_fill_every_part_and_each_is_in_train() -> None:
+    labels = np.array([f"c{place}" for place in range(40) for _ in range(3)])
+    parts = split(raw(list(labels)), SplitConfig())
+    assert sizes(parts) == (96, 12, 12)
+    assert set(labels[parts["train"]]) == set(labels)
+
+
+def test_official_parts_win_unless_another_way_is_asked_for() -> None:
+    data = raw(["a", "b"] * 30, official=["train"] * 40 + ["validation"] * 8 + ["test"] * 12)
+    assert sizes(split(data, SplitConfig())) == (40, 8, 12)
+    assert sizes(split(data, SplitConfig(by="random"))) == (48, 6, 6)
+
+
+def test_a_missing_official_validation_part_is_taken_from_train_by_class() -> None:
+    labels = np.array(["a", "a", "a", "b"] * 25)
+    parts = split(raw(list(labels), official=["train"] * 80 + ["test"] * 20), SplitConfig(train=0.6, validation=0.2, test=0.2))
+    assert list(parts["test"]) == list(range(80, 100))
+    assert sizes(parts) == (60, 20, 20)
+    assert int((labels[parts["validation"]] == "b").sum()) == 5
+
+
+def test_official_parts_without_test_rows_are_refused() -> None:
+    with pytest.raises(DataError, match=r"no test rows; add them, or set data.split.by: random"):
+        split(raw(["a", "b"] * 4, official=["train"] * 6 + ["validation"] * 2), SplitConfig())
+
+
+def test_no_group_is_in_two_parts() -> None:
+    speakers = np.array([f"s{row % 20}" for row in range(200)])
+    parts = split(raw(["a", "b"] * 100, speaker=list(speakers)), SplitConfig(by="group", column="speaker"))
+    groups = [set(speakers[parts[name]]) for name in NAMES]
+    assert sizes(parts) == (160, 20, 20)
+    assert not groups[0] & groups[1]
+    assert not groups[0] & groups[2]
+    assert not groups[1] & groups[2]
+
+
+def test_by_time_the_newest_rows_are_test() -> None:
+    times = list(range(100, 0, -1))
+    parts = split(raw(["a", "b"] * 50, day=times), SplitConfig(by="time", column="day"))
+    days = {name: np.array(times)[rows] for name, rows in parts.items()}
+    assert days["train"].max() < days["validation"].min()
+    assert days["validation"].max() < days["test"].min()
+    assert sizes(parts) == (80, 10, 10)
+
+
+def test_a_column_may_say_the_parts_by_their_other_names() -> None:
+    data = raw(["a", "b"] * 5, part=["Train"] * 6 + ["val"] * 2 + ["testing"] * 2)
+    assert sizes(split(data, SplitConfig(by="column", column="part"))) == (6, 2, 2)
+
+
+def test_a_column_that_says_another_word_is_refused() -> None:
+    with pytest.raises(DataError, match="column 'part' says 'holdout'; it must say train, validation or test"):
+        split(raw(["a", "b"] * 2, part=["train", "train", "test", "holdout"]), SplitConfig(by="column", column="part"))
+
+
+def test_a_split_column_that_is_not_there_lists_those_that_are() -> None:
+    with pytest.raises(DataError, match="no column 'speaker'; the data has: x, label") as caught:
+        split(raw(["a", "b"] * 5), SplitConfig(by="group", column="speaker"))
+    assert caught.value.key == "data.split.column"
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["a", None, "b", None], r"row 1: the label is missing \(2 rows\)"),
+        ([1.0, 2.0, float("nan")], r"row 2: the label is missing \(1 rows\)"),
+        (["a", "a"], "only one class, 'a'"),
+        (["a", "a", "b"], "class 'b' has one row"),
+    ],
+)
+def test_labels_that_no_split_can_serve_are_refused(labels: list[object], says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        split(raw(labels), SplitConfig())
+
+
+def test_a_part_that_would_be_empty_is_refused() -> None:
+    with pytest.raises(DataError, match="the test part would be empty: 4 rows are too few"):
+        split(raw(["a", "b"] * 2), SplitConfig())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [({"train": 0.5}, "add up to 0.7; they must add up to 1"), ({"by": "group"}, "needs a column")]
+)
+def test_a_split_that_makes_no_sense_is_refused(options: dict[str, object], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        SplitConfig(**options)  # type: ignore[arg-type]
