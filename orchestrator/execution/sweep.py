@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted
+from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, State
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.search import best_so_far
 from orchestrator.training.trial import Job
@@ -35,7 +35,7 @@ def drive(
 ) -> None:
     """Run until the search has no further trial and every slot is free. Every event is appended before it has a consequence.
 
-    On an interrupt the runs under way are appended as interrupted, and it is raised again.
+    On an interrupt the runs under way are appended as interrupted, on an error of the executor as failed; it is raised again.
     """
     free, running = list(range(executor.slots)), {}
     judge = Judge(search, rules)
@@ -56,10 +56,16 @@ def drive(
                 else:
                     del running[slot]
                     free.append(slot)
-    except KeyboardInterrupt:
-        now = time.time()
-        append([RunEnded(s.trial, "interrupted", int(now * 1000), wall_s=now - s.at_ms / 1000) for s in running.values()])
+    except BaseException as reason:
+        append([_cut_off(started, reason) for started in running.values()])
         raise
+
+
+def _cut_off(started: RunStarted, reason: BaseException) -> RunEnded:
+    now = time.time()
+    state: State = "interrupted" if isinstance(reason, KeyboardInterrupt) else "failed"
+    error = " ".join(str(reason).split()) if state == "failed" else None
+    return RunEnded(started.trial, state, int(now * 1000), error=error, wall_s=now - started.at_ms / 1000)
 
 
 class Judge:
@@ -105,7 +111,7 @@ def replay(search: Asks, events: Iterable[Event], rules: Rules) -> list[str]:
             if asked != (event.trial, event.values):
                 differences.append(f"trial {event.trial}: the ledger has {event.values}, the search says {asked and asked[1]}")
                 return differences
-        else:
+        elif not (isinstance(event, RunEnded) and event.state == "interrupted"):
             judged = judge(event)
             if judged != event:
                 said = getattr(judged, "verdict", None) or getattr(judged, "stopped_by", None)

@@ -138,6 +138,7 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], catalog: Cata
     for key, value in values.items():
         section, _, option = key.partition(".")
         tree[section] = {**tree[section], option: value}
+    tree["sweep"]["space"] = {}  # a trial is one point: nothing of it is searched any more
     return resolve(tree, catalog)
 
 
@@ -411,18 +412,20 @@ class _SpaceCheck:
                 return
 
     def _fixed_options(self) -> None:
-        """Options that the file fixes must be options of every optimizer that is searched."""
-        given = self.tree.get("optimizer")
-        if not isinstance(given, Mapping) or not any(d.key == "optimizer.name" for d in self.domains):
+        """Options that the file fixes must be options of every optimizer that is searched. A default fixes nothing."""
+        given, made = self.tree.get("optimizer"), self.fields.get("optimizer")
+        if not isinstance(given, Mapping) or made is None or not any(d.key == "optimizer.name" for d in self.domains):
             return
+        defaults = _jsonable(dataclasses.asdict(self.reader.catalog.optimizer(made.name)()))
+        given = {k: v for k, v in given.items() if k in defaults and made.options[k] != defaults[k]}
         for name in self._names():
             cls = self._optimizer_class(name)
             for option in given:
-                if cls is not None and option != "name" and option not in {f.name for f in dataclasses.fields(cls)}:
+                if cls is not None and option not in {f.name for f in dataclasses.fields(cls)}:
                     self.reader._problem(
                         f"optimizer.{option}",
                         f"optimizer {name}, which sweep.space searches too, has no such option; "
-                        f"put it into the space with when: {{optimizer.name: [{given.get('name', 'adam')}]}}",
+                        f"put it into the space with when: {{optimizer.name: [{made.name}]}}",
                     )
 
 
