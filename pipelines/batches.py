@@ -71,7 +71,7 @@ class Batches:
                 yield Step([self._take(order[first : first + rows])], rows, total)
             else:
                 sizes = shares(rows, min(self.accumulate, rows))
-                yield Step([self._take(piece) for piece in order[first : first + rows].split(sizes)], rows, total)
+                yield Step([self._take(piece) for piece in torch.split(order[first : first + rows], sizes)], rows, total)
 
     def _take(self, rows: Tensor) -> Columns:
         return {name: values.index_select(0, rows) for name, values in self.columns.items()}

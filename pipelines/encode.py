@@ -276,9 +276,9 @@ def _fill(array: np.ndarray, raw: pa.Array, column: Column, folder: Path | None)
         flat = array.reshape(len(array), -1)
         low, high = flat.min(1), flat.max(1)
         fits = np.isfinite(low) & np.isfinite(high) & ((column.dtype != "uint8") | ((low >= 0) & (high <= 255)))
-        for row in np.flatnonzero(~fits):
-            errors[int(row)] = _misfit(array[row], column)
-            array[row] = 0
+        for bad in np.flatnonzero(~fits).tolist():
+            errors[bad] = _misfit(array[bad], column)
+            array[bad] = 0
         return errors
     for row, value in enumerate(raw):
         try:

@@ -68,7 +68,7 @@ def _labels(raw: Raw) -> np.ndarray | None:
     missing = np.flatnonzero(np.array([name is None for name in distinct], bool)[codes])
     if len(missing):
         raise DataError(f"column '{raw.target.name}', row {missing[0]}: the label is missing ({len(missing)} rows); drop or fill them")
-    names = np.array(distinct, dtype=str)[codes]
+    names: np.ndarray = np.array(distinct, dtype=str)[codes]
     found, counts = np.unique(names, return_counts=True)
     if len(found) < 2:
         raise DataError(f"column '{raw.target.name}': only one class, '{found[0] if len(found) else ''}'; a classifier needs two")

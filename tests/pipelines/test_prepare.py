@@ -114,6 +114,13 @@ def test_opening_what_is_not_whole_says_to_delete_it(name: str, tmp_path: Path) 
         Prepared.open(prepared.folder)
 
 
+def test_the_encoder_is_fitted_on_all_training_rows(tmp_path: Path) -> None:
+    prepared = prepare("mine", load, Config(), SplitConfig(), tmp_path)
+    images = batches.load(prepared, "train")["image"].double()
+    assert prepared.encoder.columns["image"].mean[0] == pytest.approx(images.mean().item(), rel=1e-9)
+    assert prepared.encoder.columns["image"].std[0] == pytest.approx(images.std(correction=0).item(), rel=1e-9)
+
+
 def test_a_column_that_no_family_takes_says_how_to_leave_it_out(tmp_path: Path) -> None:
     odd = with_column(Column("speaker", "category"))
     with pytest.raises(DataError, match=r"column 'speaker' is a category, .* data.drop: \[speaker\]") as caught:

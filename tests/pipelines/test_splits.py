@@ -47,6 +47,12 @@ def test_many_small_classes_fill_every_part_and_each_is_in_train() -> None:
     assert set(labels[parts["train"]]) == set(labels)
 
 
+def test_each_class_is_in_train_however_small_its_share() -> None:
+    labels = np.array([f"c{place}" for place in range(10) for _ in range(4)])
+    parts = split(raw(list(labels)), SplitConfig(train=0.1, validation=0.5, test=0.4))
+    assert set(labels[parts["train"]]) == set(labels)
+
+
 def test_official_parts_win_unless_another_way_is_asked_for() -> None:
     data = raw(["a", "b"] * 30, official=["train"] * 40 + ["validation"] * 8 + ["test"] * 12)
     assert sizes(split(data, SplitConfig())) == (40, 8, 12)
