@@ -21,7 +21,9 @@ class ClusterError(ValueError):
 
 
 @contextlib.contextmanager
-def connect(address: str | None, hook: str, packages: Mapping[str, Path], version: str, env: Mapping[str, str], cpus: float) -> Iterator[Found]:
+def connect(
+    address: str | None, hook: str, packages: Mapping[str, Path], version: str, env: Mapping[str, str], cpus: float
+) -> Iterator[Found]:
     """Connected to Ray while inside. `hook`: dotted path of a function that runs first in each worker; `env`: of the workers.
 
     Without an address a Ray of `cpus` CPUs is started on this machine, and ended with the context. With one the `packages` travel as one
@@ -74,9 +76,7 @@ def _join(address: str, folder: Path, environment: Mapping[str, object], package
     wheel = make_wheel("orchestrator", version, packages, folder)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
-        ray.init(
-            address=address, log_to_driver=False, logging_level=40, runtime_env={**environment, "py_modules": [str(wheel)]}
-        )
+        ray.init(address=address, log_to_driver=False, logging_level=40, runtime_env={**environment, "py_modules": [str(wheel)]})
     except (ConnectionError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise ClusterError(

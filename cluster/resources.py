@@ -27,7 +27,9 @@ class Found:
 
 def this_machine() -> Found:
     """The CPUs that this process may use, the GPUs that the driver shows, the memory; no torch, no Ray."""
-    return Found(((float(len(os.sched_getaffinity(0))), float(_gpus())),), _bf16(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return Found(
+        ((float(len(os.sched_getaffinity(0))), float(_gpus())),), _bf16(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
 
 
 def of_cluster(nodes: list[dict[str, Any]]) -> Found:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,8 +22,9 @@ from orchestrator.errors import Failed, GateFailed, Interrupted, Note, Refused
 from orchestrator.events import Event
 from orchestrator.experiment.json_schema import json_schema
 from orchestrator.experiment.plan import Command
-from orchestrator.experiment.read import apply_override, parse_file, read, resolve, with_values
+from orchestrator.experiment.read import apply_override, parse_value, read, resolve, with_values
 from orchestrator.records import tracking
+from orchestrator.records.ledger import Ledger
 
 Overrides = Sequence[str]
 
@@ -109,7 +109,16 @@ def plan(experiment: str, overrides: Overrides = (), *, command: Command = "swee
     rows = sum(asked.prepared.rows.values())
     data = {"rows": rows, "bytes": asked.prepared.size_bytes, "fits_in_memory": made.fits_in_memory}
     return r.Planned(
-        made.executor, made.why, made.trials, made.epochs, made.workers, resources, data, made.disk_bytes, launching.estimate(asked, made), made.notes
+        made.executor,
+        made.why,
+        made.trials,
+        made.epochs,
+        made.workers,
+        resources,
+        data,
+        made.disk_bytes,
+        launching.estimate(asked, made),
+        made.notes,
     )
 
 
@@ -143,7 +152,7 @@ def promote(name: str, overrides: Overrides = (), *, run: str | None = None, ali
     _check_alias(alias)
     client = _reading_client()
     chosen = promotion.choose(tracking.recorded(client, name) if run is None else [tracking.recorded_run(client, run)], name)
-    tree = tracking.experiment_of(client, chosen, lambda text: parse_file(_as_file(text))[0])
+    tree = parse_value(tracking.experiment_file(client, chosen))
     folder = _folder_of(chosen.launch)
     for override in overrides:
         apply_override(tree, {}, override)
@@ -155,17 +164,10 @@ def promote(name: str, overrides: Overrides = (), *, run: str | None = None, ali
     return decision
 
 
-def _as_file(text: str) -> Path:
-    folder = tempfile.mkdtemp(prefix="orchestrator-")
-    path = Path(folder) / "experiment.yaml"
-    path.write_text(text)
-    return path
-
-
 def _folder_of(launch: str) -> Path:
     """The folder of the experiment file that a launch was started with, if this ledger has it; else the working folder."""
     if (launching.home() / "ledger.sqlite").exists():
-        ledger = launching.Ledger(launching.home())
+        ledger = Ledger(launching.home())
         try:
             if launch in ledger.launches():
                 return Path(ledger.find(launch).folder)
@@ -189,7 +191,9 @@ def rollback(model: str, *, alias: str = "champion") -> r.RolledBack:
 
 def history(model: str) -> r.History:
     """Who promoted what, when, against what, and why."""
-    return r.History(model, [{k: v for k, v in entry.items() if k != "alias"} for entry in Registry(tracking.reachable_client(), model).history()])
+    return r.History(
+        model, [{k: v for k, v in entry.items() if k != "alias"} for entry in Registry(tracking.reachable_client(), model).history()]
+    )
 
 
 def predict(model: str, source: str, output: str, *, probabilities: bool = False) -> r.Predicted:
@@ -226,7 +230,8 @@ def _data(path: str, overrides: Overrides, shown: bool) -> r.PreparedData:
     columns = [{"name": c.name, "kind": c.kind, "shape": list(c.shape)} for c in (*schema.inputs, schema.target)]
     absent = [f"class '{c}' has no row in {part}" for part, counts in prepared.counts.items() for c, rows in counts.items() if rows == 0]
     return r.PreparedData(
-        prepared.fingerprint, str(_relative(prepared.folder)), splits, prepared.encoder.input_names, schema.target.name, list(schema.classes),
+        prepared.fingerprint, str(_relative(prepared.folder)), splits, prepared.encoder.input_names, schema.target.name,
+        list(schema.classes),
         columns, {k: dict(v) for k, v in prepared.counts.items()}, dict(prepared.optimum), absent, shown,
     )  # fmt: skip
 

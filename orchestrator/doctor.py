@@ -109,4 +109,6 @@ def _server() -> Check:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:
             return _ok("mlflow server", f"{uri} answers {answer.status}")
     except (urllib.error.URLError, OSError, ValueError) as error:
-        return _bad("mlflow server", "error", f"{uri} doesn't answer: {error}", "start it, or unset MLFLOW_TRACKING_URI; runs are kept until then")
+        return _bad(
+            "mlflow server", "error", f"{uri} doesn't answer: {error}", "start it, or unset MLFLOW_TRACKING_URI; runs are kept until then"
+        )

@@ -1,11 +1,11 @@
 """What can go wrong, and the exit code of each.
 
-    OrchestratorError
-    ├── Refused             2   refused as given: nothing was started, nothing was written
-    │   └── ExperimentError 2   the experiment file; every problem at once
-    ├── Failed              1   failed or refused while running: a crash, every trial failed
-    │   └── GateFailed      1   a promotion that was refused; nothing changed
-    └── Interrupted       130   Ctrl-C or SIGTERM; what was done is recorded
+OrchestratorError
+├── Refused             2   refused as given: nothing was started, nothing was written
+│   └── ExperimentError 2   the experiment file; every problem at once
+├── Failed              1   failed or refused while running: a crash, every trial failed
+│   └── GateFailed      1   a promotion that was refused; nothing changed
+└── Interrupted       130   Ctrl-C or SIGTERM; what was done is recorded
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def to_plain(event: Event) -> tuple[str, dict[str, Any]]:
 def from_plain(kind: str, data: dict[str, Any]) -> Event:
     """The event of what `to_plain` made; fields that this version doesn't know are left out."""
     cls = KINDS[kind]
-    known = {k: tuple(v) if k == "nodes" else v for k, v in data.items() if k in cls.__dataclass_fields__}
+    known: dict[str, Any] = {k: tuple(v) if k == "nodes" else v for k, v in data.items() if k in cls.__dataclass_fields__}
     return cls(**known)
 
 
@@ -114,5 +114,13 @@ def summarise(events: Iterable[Event], metric: str, mode: str) -> TrialResult:
     wall_s = round(ended.wall_s, 3) if ended else 0.0
     state: State = ended.state if ended else "running"
     return TrialResult(
-        started.trial, None, state, ended.stopped_by if ended else None, started.values, epochs, best, ended.error if ended else None, wall_s
+        started.trial,
+        None,
+        state,
+        ended.stopped_by if ended else None,
+        started.values,
+        epochs,
+        best,
+        ended.error if ended else None,
+        wall_s,
     )

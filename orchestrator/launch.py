@@ -20,6 +20,7 @@ from models import FAMILIES
 from models.family import Family
 from orchestrator import names
 from orchestrator.catalog import catalog
+from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import selection
 from orchestrator.errors import ExperimentError, Failed, OrchestratorError, Problem, Refused
 from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, TrialResult
@@ -91,7 +92,9 @@ def ask(path: Path, overrides: Sequence[str]) -> Asked:
     cls = names.load(experiment.model.family, FAMILIES, "family", folder)
     misfit = cls.misfit(prepared.schema)
     if misfit is not None:
-        raise ExperimentError([Problem("model.family", None, f"{experiment.model.family} doesn't fit this data: {misfit}; {_fitting(prepared)}")])
+        raise ExperimentError(
+            [Problem("model.family", None, f"{experiment.model.family} doesn't fit this data: {misfit}; {_fitting(prepared)}")]
+        )
     try:
         family = build_family(experiment, prepared.schema, str(folder))
     except ValueError as error:
@@ -276,7 +279,8 @@ def _finish(
     """The winner's bundle and its test scores, once; then the end of the launch, and what MLflow still lacks of it."""
     ranked = selection.best_first(results, launch.metric, launch.mode)
     best = next((r for r in ranked if r.best is not None and r.state in ("finished", "stopped")), None)
-    bundle, test = None, {}
+    bundle: Path | None = None
+    test: dict[str, float] = {}
     if best is not None:
         bundle, test = keep(ledger, launch, asked, best)
     ledger.note(launch.id, None, "closed", _closing(launch, state, ranked, best, test, None))
@@ -284,7 +288,9 @@ def _finish(
     ids = ledger.identities(destination(), launch.id)
     results = [dataclasses.replace(r, run_id=ids.get(r.trial)) for r in results]
     winner = dataclasses.replace(best, run_id=ids.get(best.trial)) if best else None
-    nodes = next((e.nodes for e in reversed(ledger.events(launch.id)) if isinstance(e, RunEnded) and (best is None or e.trial == best.trial)), ())
+    nodes = next(
+        (e.nodes for e in reversed(ledger.events(launch.id)) if isinstance(e, RunEnded) and (best is None or e.trial == best.trial)), ()
+    )
     ledger.close()
     return Outcome(
         launch, plan, state, results, winner, test, bundle, ids.get(None), nodes, round(time.time() - began, 3), left, sender.problem
@@ -298,12 +304,14 @@ def keep(ledger: Ledger, launch: Launch, asked: Asked, run: TrialResult) -> tupl
     about = {"run": run_key(launch.id, run.trial), "metric": launch.metric}
     where = checkpoints(asked.experiment, launch.id, run.trial)
     folder, epoch = selection.compose(folder, experiment, asked.prepared, where, asked.folder, about)
-    test = selection.score(selection.bundles.read(folder), asked.prepared)
+    test = selection.score(bundles.read(folder), asked.prepared)
     ledger.note(launch.id, run.trial, "kept", {"bundle": str(folder), "epoch": epoch, "test": test})
     return folder, test
 
 
-def _closing(launch: Launch, state: str, ranked: list[TrialResult], best: TrialResult | None, test: dict[str, float], error: str | None) -> dict[str, Any]:
+def _closing(
+    launch: Launch, state: str, ranked: list[TrialResult], best: TrialResult | None, test: dict[str, float], error: str | None
+) -> dict[str, Any]:
     """What the launch's own MLflow run gets at the end: state, the winner's scores, the leaderboard as a note."""
     tags: dict[str, Any] = {"state": state}
     metrics: dict[str, float] = {}
@@ -325,7 +333,9 @@ def _note(launch: Launch, ranked: list[TrialResult], test: dict[str, float], err
         score = f"{r.best.metrics[launch.metric]:.4f}" if r.best else ""
         values = " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in (r.params.get(k, "") for k in keys))
         stopped = f"{r.state} ({r.stopped_by})" if r.stopped_by else r.state
-        lines.append(f"| {place} | {'train' if r.trial is None else r.trial} | {score} | {r.best.epoch if r.best else ''} | {stopped} | {values} |")
+        lines.append(
+            f"| {place} | {'train' if r.trial is None else r.trial} | {score} | {r.best.epoch if r.best else ''} | {stopped} | {values} |"
+        )
     scores = ", ".join(f"{name} {value:.4f}" for name, value in test.items())
     return "\n".join([f"`{launch.about.get('source', '')}`", "", f"Test of the best: {scores or 'none'}", "", *lines])
 

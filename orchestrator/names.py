@@ -73,4 +73,6 @@ def _attribute(module: types.ModuleType, path: str) -> Any:
     try:
         return getattr(module, attribute)
     except AttributeError:
-        raise UnknownName(unknown(f"attribute in {module.__name__}", attribute, [n for n in dir(module) if not n.startswith("_")])) from None
+        raise UnknownName(
+            unknown(f"attribute in {module.__name__}", attribute, [n for n in dir(module) if not n.startswith("_")])
+        ) from None

@@ -61,7 +61,7 @@ class Swept(Result):
     def document(self) -> dict[str, Any]:
         data = super().document()
         data.pop("metric")
-        for trial in data["trials"]:
+        for trial in [*data["trials"], *([data["best"]] if data["best"] else [])]:
             trial.pop("sweep")
         return data
 

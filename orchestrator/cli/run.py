@@ -19,8 +19,11 @@ def train(experiment: File, overrides: Overrides = None, address: Address = None
     from orchestrator import api
 
     done = api.train(experiment, overrides or [], address=address, show=output.Progress())
-    best = "" if done.best is None else f"best epoch {done.best.epoch}: " + "  ".join(
-        f"{k} {v:.4f}" for k, v in {**done.best.metrics, **done.test}.items() if k.startswith(("val_", "test_"))
+    best = (
+        ""
+        if done.best is None
+        else f"best epoch {done.best.epoch}: "
+        + "  ".join(f"{k} {v:.4f}" for k, v in {**done.best.metrics, **done.test}.items() if k.startswith(("val_", "test_")))
     )
     output.result(done, json, [best, f"bundle: {done.bundle}", f"next: orchestrator promote {done.experiment}"])
 

@@ -57,7 +57,8 @@ class Bundle(PythonModel):
         from safetensors.torch import load_file
 
         here = Path(__file__).resolve().parent
-        schema_module, encode, self.answering = (importlib.import_module(f"{{PACKAGE}}.pipelines.{{n}}") for n in ("schema", "encode", "answer"))
+        pipelines = [importlib.import_module(f"{{PACKAGE}}.pipelines.{{name}}") for name in ("schema", "encode", "answer")]
+        schema_module, encode, self.answering = pipelines
         about = json.loads((here / "model.json").read_text())
         schema = schema_module.Schema.from_plain(about["schema"])
         self.encoder = encode.Encoder.from_plain(schema, json.loads((here / "encoder.json").read_text()))
@@ -100,7 +101,7 @@ def write(
     about: Mapping[str, Any],
     user_folder: Path,
 ) -> Path:
-    """Write a bundle, whole or not at all; one that is there is replaced. `example`: a few rows of input, and their answers. Raises Failed."""
+    """Write a bundle, whole or not at all; one that is there is replaced. `example`: rows of input, and their answers. Raises Failed."""
     quiet_mlflow()
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
@@ -157,11 +158,16 @@ def _stage_code(staging: Path, family: str, user_folder: Path) -> tuple[str, str
         family_path = f"user.{family}"
     digest = hashlib.sha256(b"".join(name.encode() + content for name, content in sorted(files.items()))).hexdigest()
     name = f"orchestrator_bundle_{digest[:12]}"
-    for path, content in {"__init__.py": b"", **files}.items():
-        target = staging / name / path
+    for relative, content in {"__init__.py": b"", **files}.items():
+        target = staging / name / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(re.sub(rb"(?m)^(\s*from )(models|pipelines)\b", rb"\1" + name.encode() + rb".\2", content) if path.startswith("user/") else content)
+        target.write_bytes(_rebased(content, name) if relative.startswith("user/") else content)
     return name, family_path
+
+
+def _rebased(content: bytes, package: str) -> bytes:
+    """A user's module whose `from models ...` and `from pipelines ...` mean the bundle's own."""
+    return re.sub(rb"(?m)^(\s*from )(models|pipelines)\b", rb"\1" + package.encode() + rb".\2", content)
 
 
 def _user_files(family: str, folder: Path) -> dict[str, bytes]:

@@ -40,7 +40,9 @@ def predict(bundle: Bundle, source: Path, target: Path, every_class: bool = Fals
                 answers, errors = _answer(bundle, chunk, source, every_class)
                 if errors and first is None:
                     first = f"row {rows + min(errors)}: {errors[min(errors)]}"
-                kept = [n for n in chunk.column_names if n not in bundle.encoder.input_names and n not in answers.column_names and n != "error"]
+                kept = [
+                    n for n in chunk.column_names if n not in bundle.encoder.input_names and n not in answers.column_names and n != "error"
+                ]
                 out = pa.table({n: chunk[n] for n in kept} | {n: answers[n] for n in answers.column_names})
                 writer.write(out.append_column("error", pa.array([errors.get(row) for row in range(chunk.num_rows)], pa.string())))
                 rows, failed = rows + chunk.num_rows, failed + len(errors)

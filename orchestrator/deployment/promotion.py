@@ -67,14 +67,20 @@ def decide(challenger: Challenger, alias: str, force: bool, prepare: Callable[[]
         return Promoted(registry.model, version, alias, run_id, decision, reason, scores, against)
 
     if champion is not None and champion.run_id == run_id:
-        return result("unchanged", f"version {champion.number} is the champion already, and there is no better run", champion.number, champion.scores)
+        return result(
+            "unchanged", f"version {champion.number} is the champion already, and there is no better run", champion.number, champion.scores
+        )
     against, reason = None, "there was no champion"
     missed = gate(scores, challenger.experiment.registry.require)
     if champion is not None:
         against, stays = _against(challenger, champion, registry, scores, prepare)
         missed += [stays] if stays else []
         was = against.get(challenger.metric) if against else None
-        reason = f"{challenger.metric} {scores[challenger.metric]:.4f} against {was:.4f}" if was is not None else "the champion could not be scored"
+        reason = (
+            f"{challenger.metric} {scores[challenger.metric]:.4f} against {was:.4f}"
+            if was is not None
+            else "the champion could not be scored"
+        )
     if missed and not force:
         return result("refused", "; ".join(missed), None, against)
     if missed:
@@ -111,7 +117,12 @@ def _bundle(challenger: Challenger, prepare: Callable[[], Prepared]) -> Path:
     base = challenger.experiment.storage.path or str(challenger.home / "checkpoints")
     about = {"run": challenger.key, "metric": challenger.run.metric}
     folder, _ = selection.compose(
-        challenger.home / "bundles" / challenger.key, challenger.experiment, prepare(), f"{base.rstrip('/')}/{challenger.key}", challenger.folder, about
+        challenger.home / "bundles" / challenger.key,
+        challenger.experiment,
+        prepare(),
+        f"{base.rstrip('/')}/{challenger.key}",
+        challenger.folder,
+        about,
     )
     return folder
 

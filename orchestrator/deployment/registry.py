@@ -125,11 +125,15 @@ class Registry:
             self.client.set_model_version_tag(self.model, str(version), f"{HISTORY}{time.time_ns()}", json.dumps(entry))
             now = int(self.client.get_model_version_by_alias(self.model, alias).version)
         if now != version:
-            raise Failed(f"somebody else moved '{self.model}@{alias}' to version {now} at the same time; look at `orchestrator history {self.model}`")
+            raise Failed(
+                f"somebody else moved '{self.model}@{alias}' to version {now} at the same time; look at `orchestrator history {self.model}`"
+            )
 
     def history(self) -> list[dict[str, Any]]:
         """Every action, oldest first."""
-        tags = [(int(key.removeprefix(HISTORY)), value) for v in self.existing() for key, value in v.tags.items() if key.startswith(HISTORY)]
+        tags = [
+            (int(key.removeprefix(HISTORY)), value) for v in self.existing() for key, value in v.tags.items() if key.startswith(HISTORY)
+        ]
         return [json.loads(value) for _, value in sorted(tags)]
 
     def earlier(self, alias: str) -> tuple[int, int]:
@@ -154,9 +158,7 @@ class Registry:
         from mlflow.artifacts import download_artifacts
 
         with said_by_mlflow():
-            return Path(
-                download_artifacts(f"models:/{self.model}/{version.number}", dst_path=str(folder), tracking_uri=destination())
-            )
+            return Path(download_artifacts(f"models:/{self.model}/{version.number}", dst_path=str(folder), tracking_uri=destination()))
 
 
 def _version(version: Any) -> Version:

@@ -39,7 +39,9 @@ def best_first(results: Iterable[TrialResult], metric: str, mode: str) -> list[T
     return sorted(results, key=key)
 
 
-def compose(folder: Path, experiment: Experiment, prepared: Prepared, checkpoints: str, user_folder: Path, about: dict[str, Any]) -> tuple[Path, int]:
+def compose(
+    folder: Path, experiment: Experiment, prepared: Prepared, checkpoints: str, user_folder: Path, about: dict[str, Any]
+) -> tuple[Path, int]:
     """Write the bundle of a run's best checkpoint; (its folder, the best epoch). Raises Failed if the checkpoint is gone."""
     found = best_weights(checkpoints)
     if found is None:

@@ -31,7 +31,11 @@ class Rules:
 
 
 def drive(
-    executor: Executor, search: Asks, make: Callable[[Any, dict[str, Any]], tuple[Job, RunStarted]], append: Callable[[Sequence[Event]], None], rules: Rules
+    executor: Executor,
+    search: Asks,
+    make: Callable[[Any, dict[str, Any]], tuple[Job, RunStarted]],
+    append: Callable[[Sequence[Event]], None],
+    rules: Rules,
 ) -> None:
     """Run until the search has no further trial and every slot is free. Every event is appended before it has a consequence.
 

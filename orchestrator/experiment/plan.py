@@ -57,7 +57,9 @@ class Plan:
     notes: tuple[str, ...] = ()
 
 
-def make_plan(command: Command, experiment: Experiment, resources: Resources, data: DataFacts, mixed_precision: bool, parameters: int) -> Plan:
+def make_plan(
+    command: Command, experiment: Experiment, resources: Resources, data: DataFacts, mixed_precision: bool, parameters: int
+) -> Plan:
     """The plan of a command. Raises ExperimentError if the workers can never be placed."""
     trials = trial_count(experiment) if command == "sweep" else 1
     executor, why = _executor(command, experiment, resources)
@@ -71,7 +73,9 @@ def make_plan(command: Command, experiment: Experiment, resources: Resources, da
     precision, precision_why = _precision(experiment, resources, gpus, data, mixed_precision)
     notes = []
     if command == "sweep" and experiment.sweep.scheduler.name == "asha" and experiment.sweep.scheduler.grace_period > epochs:
-        notes.append(f"sweep.scheduler.grace_period lowered from {experiment.sweep.scheduler.grace_period} to the {epochs} epochs that a trial has")
+        notes.append(
+            f"sweep.scheduler.grace_period lowered from {experiment.sweep.scheduler.grace_period} to the {epochs} epochs that a trial has"
+        )
     return Plan(
         executor=executor,
         why=why,
@@ -136,7 +140,9 @@ def _per_worker(command: Command, executor: ExecutorName, experiment: Experiment
         need = f"{scaling.workers} workers of {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         have = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if gpus or resources.gpus else "")
         key = "scaling.gpus_per_worker" if gpus and _places(nodes, cpus, 0) >= scaling.workers else "scaling.workers"
-        raise _refuse(key, f"{need} don't fit: {what} {have}; lower {key}" + (" or scaling.cpus_per_worker" if key == "scaling.workers" else ""))
+        raise _refuse(
+            key, f"{need} don't fit: {what} {have}; lower {key}" + (" or scaling.cpus_per_worker" if key == "scaling.workers" else "")
+        )
     return cpus, gpus
 
 

@@ -294,16 +294,14 @@ class _Reader:
             self._problem(f"{key}.{name}" if key else name, names.unknown(what, name, known))
         return bool(wrong)
 
-    def _options(
-        self, key: str, given: Any, cls: type, also: tuple[str, ...] = (), of: str | None = None
-    ) -> dict[str, Any] | None:
+    def _options(self, key: str, given: Any, cls: type, also: tuple[str, ...] = (), of: str | None = None) -> dict[str, Any] | None:
         """The options of a Config dataclass, defaults filled in, as plain data; None if there was a problem."""
         if self._mapping(key, given) is None:
             return None
         known = [f.name for f in dataclasses.fields(cls)]
         wrong = self._unknown(key, given, [*also, *known], f"option of {of}" if of else "option")
         try:
-            made = TypeAdapter(cls).validate_python({k: v for k, v in given.items() if k in known})
+            made: Any = TypeAdapter(cls).validate_python({k: v for k, v in given.items() if k in known})
         except ValidationError as error:
             self._pydantic(key, error)
             return None

@@ -21,7 +21,8 @@ from orchestrator.events import Event, TrialResult, from_plain, summarise, to_pl
 _TABLES = """
 create table if not exists launches (id text primary key, command text, experiment text, data text, at_ms integer);
 create table if not exists entries (
-    seq integer primary key autoincrement, launch text not null, trial integer, kind text not null, data text not null, at_ms integer not null
+    seq integer primary key autoincrement, launch text not null, trial integer,
+    kind text not null, data text not null, at_ms integer not null
 );
 create index if not exists entries_of on entries (launch, trial, seq);
 create table if not exists identities (destination text, launch text, trial integer, run_id text, primary key (destination, launch, trial));
@@ -82,7 +83,9 @@ class Ledger:
         """Begin a launch."""
         data = asdict(launch)
         with self._transaction() as db:
-            db.execute("insert into launches values (?, ?, ?, ?, ?)", (launch.id, launch.command, launch.name, json.dumps(data), launch.at_ms))
+            db.execute(
+                "insert into launches values (?, ?, ?, ?, ?)", (launch.id, launch.command, launch.name, json.dumps(data), launch.at_ms)
+            )
             _insert(db, launch.id, None, "launched", {}, launch.at_ms)
 
     def append(self, launch: str, events: Sequence[Event]) -> None:
@@ -117,7 +120,9 @@ class Ledger:
 
     def run_entries(self, launch: str, trial: int | None) -> list[Entry]:
         """Every entry of one run, in order."""
-        rows = self._db.execute("select seq, launch, trial, kind, data, at_ms from entries where launch = ? and trial is ? order by seq", (launch, trial))
+        rows = self._db.execute(
+            "select seq, launch, trial, kind, data, at_ms from entries where launch = ? and trial is ? order by seq", (launch, trial)
+        )
         return [Entry(seq, of_launch, trial, kind, json.loads(data), at_ms) for seq, of_launch, trial, kind, data, at_ms in rows]
 
     def events(self, launch: str) -> list[Event]:

@@ -14,9 +14,8 @@ import re
 import sqlite3
 import tempfile
 import threading
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -265,7 +264,9 @@ class Sender:
         if name not in self._experiments:
             found = self.client.get_experiment_by_name(name)
             if found is not None and found.lifecycle_stage == "deleted":
-                raise Failed(f"MLflow experiment '{name}' is deleted: restore it (mlflow experiments restore), or give the experiment another name")
+                raise Failed(
+                    f"MLflow experiment '{name}' is deleted: restore it (mlflow experiments restore), or give the experiment another name"
+                )
             self._experiments[name] = str(found.experiment_id if found is not None else self.client.create_experiment(name))
         return self._experiments[name]
 
@@ -281,7 +282,16 @@ class Sender:
             self.client.log_outputs(run_id, [LoggedModelOutput(model_id, entry.data["epoch"])])
         data = _dataset(launch).dataset
         metrics = [
-            Metric(key, value, entry.at_ms, entry.data["epoch"], model_id=model_id, dataset_name=data.name, dataset_digest=data.digest, run_id=run_id)
+            Metric(
+                key,
+                value,
+                entry.at_ms,
+                entry.data["epoch"],
+                model_id=model_id,
+                dataset_name=data.name,
+                dataset_digest=data.digest,
+                run_id=run_id,
+            )
             for key, value in entry.data["test"].items()
         ]
         self.client.log_batch(run_id, metrics=metrics)
@@ -425,7 +435,9 @@ def sync(folder: Path, again: bool = False) -> tuple[int, int]:
             try:
                 sent = Sender(ledger).send()
             except MlflowException as error:
-                raise Failed(f"MLflow at {destination()} took not everything: {' '.join(str(error).split())[:300]}; run `orchestrator sync` again") from None
+                raise Failed(
+                    f"MLflow at {destination()} took not everything: {' '.join(str(error).split())[:300]}; run `orchestrator sync` again"
+                ) from None
         return sent, ledger.left(destination())
     finally:
         ledger.close()
@@ -508,9 +520,8 @@ def _recorded(run: Any) -> RecordedRun:
     )  # fmt: skip
 
 
-def experiment_of(client: Any, run: RecordedRun, parse: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
-    """The resolved experiment file that a run recorded, with a trial's own values in it."""
+def experiment_file(client: Any, run: RecordedRun) -> str:
+    """The text of the resolved experiment file that a run, or a trial's sweep, recorded."""
     owner = run.tags.get("mlflow.parentRunId", run.result.run_id)
     with said_by_mlflow(), tempfile.TemporaryDirectory() as folder:
-        tree = parse(Path(client.download_artifacts(owner, EXPERIMENT_FILE, folder)).read_text())
-    return tree
+        return Path(client.download_artifacts(owner, EXPERIMENT_FILE, folder)).read_text()

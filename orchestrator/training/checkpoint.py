@@ -75,7 +75,8 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     digest = xxhash.xxh3_64()
     for name in sorted(tensors):
         digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy() if tensors[name].numel() else b"")
+        if tensors[name].numel():
+            digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -62,7 +62,7 @@ class Evaluation:
         was_training = self.family.training
         self.family.eval()
         device = next(iter(columns.values())).device
-        loss, totals = torch.zeros(2, dtype=torch.float64, device=device), {}
+        loss, totals = torch.zeros(2, dtype=torch.float64, device=device), dict[str, Tensor]()
         for piece in in_order(columns, EVALUATION_BATCH, rank, world_size):
             batch = self.encoder.tensors(piece)
             with autocast(self.precision, device):
@@ -93,7 +93,13 @@ class Training:
     """A network in training: `run_epoch` until `finished`, and everything that must be saved to go on elsewhere."""
 
     def __init__(
-        self, family: Family, encoder: Encoder, train: Batches, validation: Mapping[str, Tensor], optimizer: tuple[Any, Any], settings: Settings
+        self,
+        family: Family,
+        encoder: Encoder,
+        train: Batches,
+        validation: Mapping[str, Tensor],
+        optimizer: tuple[Any, Any],
+        settings: Settings,
     ) -> None:
         self.settings, self.encoder, self.train, self.validation = settings, encoder, train, validation
         self.device = torch.device(settings.device)

@@ -56,7 +56,7 @@ class Adam:
 
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
-        return torch.optim.Adam(groups, lr=config.lr, betas=tuple(config.betas), fused=True)
+        return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 class AdamW:
@@ -69,7 +69,7 @@ class AdamW:
 
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), fused=True)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 class RMSprop:

@@ -64,7 +64,8 @@ Steps = Generator[EpochEnded | RunEnded, bool, None]
 def run(job: Job, place: Place | None = None) -> Steps:
     """The trial's events; send False to stop it after an epoch. Each rank yields the same events."""
     place = place or Place()
-    began, nodes = time.time(), (place.node,)
+    began = time.time()
+    nodes: tuple[str, ...] = (place.node,)
     trial: _Trial | None = None
     state, error, trace = "finished", None, None
     try:
@@ -126,8 +127,9 @@ class _Trial:
         t, place = self.experiment.training, self.place
         kind = names.load(self.experiment.optimizer.name, OPTIMIZERS, "optimizer", Path(self.job.folder))
         settings = Settings(
-            self.job.epochs, t.batch_size, t.seed, self.job.precision, t.max_steps, t.clip_norm, t.accumulate, place.rank, place.world_size, place.device
-        )
+            self.job.epochs, t.batch_size, t.seed, self.job.precision, t.max_steps, t.clip_norm, t.accumulate,
+            place.rank, place.world_size, place.device,
+        )  # fmt: skip
         shuffled = batches.Batches(train, t.batch_size, t.seed, place.rank, place.world_size, t.accumulate)
         optimizer = (kind, options(kind.Config, self.experiment.optimizer.options))
         return Training(family, self.prepared.encoder, shuffled, validation, optimizer, settings)
@@ -153,7 +155,8 @@ class _Trial:
 
     def state(self, rngs: list[Any]) -> dict[str, Any]:
         """All of a run: training, every rank's random generators, its history, and its best."""
-        return {"training": self.training.state_dict(), "rngs": rngs, "history": self.history, "best": self.best, "weights": self.best_weights}
+        own = {"history": self.history, "best": self.best, "weights": self.best_weights}
+        return {"training": self.training.state_dict(), "rngs": rngs, **own}
 
     def _resume(self) -> None:
         state = checkpoint.load(self.job.checkpoints)
@@ -196,8 +199,8 @@ def _data(folder: str, device: str) -> tuple[Prepared, Any, Any]:
     if (folder, device) not in _DATA:
         _DATA.clear()
         prepared = Prepared.open(Path(folder))
-        parts = ({k: v.to(device) for k, v in batches.load(prepared, part).items()} for part in ("train", "validation"))
-        _DATA[folder, device] = (prepared, *parts)
+        train, validation = ({k: v.to(device) for k, v in batches.load(prepared, part).items()} for part in ("train", "validation"))
+        _DATA[folder, device] = (prepared, train, validation)
     return _DATA[folder, device]
 
 
@@ -213,7 +216,7 @@ def _nodes(place: Place) -> tuple[str, ...]:
 def one_line(failure: BaseException, folder: Path) -> str:
     """An exception in one line: what, and the last file:line of the user's own code, else of ours."""
     frames = traceback.extract_tb(failure.__traceback__)
-    theirs = [f for f in frames if Path(f.filename).is_relative_to(folder.resolve()) and "site-packages" not in f.filename and ".venv" not in f.filename]
+    theirs = [f for f in frames if Path(f.filename).is_relative_to(folder.resolve()) and "site-packages" not in f.filename]
     said = " ".join(str(failure).split()) or "no message"
     if isinstance(failure, ArithmeticError) and not theirs:
         return said

@@ -1,0 +1,36 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint clean
+
+setup: .venv/made  ## the environment, pinned, and nothing else
+
+.venv/made: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup  ## the main job: sweep, leaderboard, promote, predict
+	$(BIN)/orchestrator sweep configs/digits-cnn.yaml
+	$(BIN)/orchestrator runs digits-cnn --top 5
+	$(BIN)/orchestrator promote digits-cnn || true  # a second demo finds a champion that is as good
+	$(BIN)/orchestrator data prepare configs/digits-cnn.yaml
+	$(BIN)/orchestrator predict models:/digits-cnn@champion "$$(ls -t .orchestrator/data/*/test.parquet | head -n 1)" predictions.parquet
+	@echo
+	@echo "Done. Next, with '$(BIN)' on your PATH:"
+	@echo "  orchestrator ui                                   every run in the MLflow UI"
+	@echo "  orchestrator history digits-cnn                   who promoted what, when, why"
+	@echo "  orchestrator train configs/digits-cnn.yaml training.epochs=20"
+	@echo "  orchestrator train configs/digits-cnn.yaml scaling.workers=2      two processes, DDP"
+	@echo "  orchestrator plan configs/mnist-cnn.yaml data.path=FOLDER        your own data: see README.md"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup lint  ## everything that CI checks
+	$(BIN)/python -m pytest
+
+clean:  ## the environment and what the demo made
+	rm -rf .venv .orchestrator mlruns mlflow.db predictions.parquet
