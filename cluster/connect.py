@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from pathlib import Path
 from .resources import Found, of_cluster
 from .wheel import make_wheel
 
+ANSWER_S = 10.0  # to a first connection
 OBJECT_STORE_BYTES = 200_000_000  # jobs and events are small; Ray's default is 30 % of the memory
 
 
@@ -71,6 +73,7 @@ def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None
 
 
 def _join(address: str, folder: Path, environment: Mapping[str, object], packages: Mapping[str, Path], version: str) -> None:
+    _refuse_silence(address)
     import ray
 
     wheel = make_wheel("orchestrator", version, packages, folder)
@@ -82,3 +85,14 @@ def _join(address: str, folder: Path, environment: Mapping[str, object], package
         raise ClusterError(
             f"no Ray cluster answers at '{address}' ({said}); is it running, and is its token set (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)?"
         ) from None
+
+
+def _refuse_silence(address: str) -> None:
+    """Raises ClusterError if nothing listens at HOST:PORT: Ray itself would try for minutes, and then end the process."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdigit():
+        return  # auto, local: Ray looks for it
+    try:
+        socket.create_connection((host, int(port)), ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster answers at '{address}' ({error}); is it running, and is the address right?") from None

@@ -16,10 +16,10 @@ from orchestrator import results as r
 from orchestrator.catalog import catalog, config_tables
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import predict as predicting
-from orchestrator.deployment import promotion, selection
+from orchestrator.deployment import promotion
 from orchestrator.deployment.registry import Registry, fetch
 from orchestrator.errors import Failed, GateFailed, Interrupted, Note, Refused
-from orchestrator.events import Event
+from orchestrator.events import Event, best_first
 from orchestrator.experiment.json_schema import json_schema
 from orchestrator.experiment.plan import Command
 from orchestrator.experiment.read import apply_override, parse_value, read, resolve, with_values
@@ -59,7 +59,7 @@ def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = N
     """Search an experiment's space. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one."""
     out = _launch("sweep", experiment, overrides, address, show)
     best = None if out.best is None else {**dataclasses.asdict(out.best), "test": out.test}
-    done = r.Swept(out.launch.name, out.launch.id, out.run_id, out.state, out.results, best, out.wall_s, out.launch.metric)  # type: ignore[arg-type]
+    done = r.Swept(out.launch.name, out.launch.id, out.run_id, out.state, out.results, best, out.wall_s, out.launch.metric, out.launch.mode)  # type: ignore[arg-type]
     _raise(out, done)
     return done
 
@@ -133,7 +133,7 @@ def runs(name: str, *, top: int | None = None, sweep: str | None = None) -> r.Le
             raise Refused(f"no sweep '{sweep}' in experiment '{name}'; there is: {', '.join(known) or 'none'}", key="--sweep")
     newest = max(found, key=lambda run: run.started_ms, default=None)
     metric, mode = (newest.metric, newest.mode) if newest else ("", "max")
-    ranked = selection.best_first([run.result for run in found], metric, mode)
+    ranked = best_first([run.result for run in found], metric, mode)
     return r.Leaderboard(name, ranked[:top], metric)
 
 

@@ -28,8 +28,8 @@ def catalog(folder: Path) -> Catalog:
         family=family,
         source=lambda name: config_class(names.load(name, SOURCES, "source", folder)),
         optimizer=lambda name: _config(names.load(name, OPTIMIZERS, "optimizer", folder)),
-        searcher=check_searcher,
-        scheduler=check_scheduler,
+        searcher=lambda name: check_searcher(name, folder),
+        scheduler=lambda name: check_scheduler(name, folder),
         split=SplitConfig,
     )
 

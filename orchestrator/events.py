@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -48,6 +49,7 @@ class RunEnded:
     trace: str | None = None
     wall_s: float = 0.0
     nodes: tuple[str, ...] = ()
+    alone: bool = False  # one rank of several failed by itself: the others may be waiting for it
     format: int = FORMAT
 
 
@@ -124,3 +126,16 @@ def summarise(events: Iterable[Event], metric: str, mode: str) -> TrialResult:
         ended.error if ended else None,
         wall_s,
     )
+
+
+def best_first(results: Iterable[TrialResult], metric: str, mode: str) -> list[TrialResult]:
+    """By the metric, then val_loss, then the lower trial number; runs without a score come last."""
+    sign = -1.0 if mode == "max" else 1.0
+
+    def key(result: TrialResult) -> tuple[float, float, float]:
+        number = -1.0 if result.trial is None else float(result.trial)
+        if result.best is None or metric not in result.best.metrics:
+            return (math.inf, math.inf, number)
+        return (sign * result.best.metrics[metric], result.best.metrics.get("val_loss", math.inf), number)
+
+    return sorted(results, key=key)

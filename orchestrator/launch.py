@@ -23,7 +23,7 @@ from orchestrator.catalog import catalog
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import selection
 from orchestrator.errors import ExperimentError, Failed, OrchestratorError, Problem, Refused
-from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, TrialResult
+from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, TrialResult, best_first
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.search import OneRun, Search
 from orchestrator.execution.sweep import Rules, drive
@@ -209,7 +209,7 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
     """Run every trial; the state of the whole and each trial's result."""
     experiment, names_of = asked.experiment, catalog(asked.folder)
     executor = make_executor(plan)
-    search = OneRun() if command == "train" else Search(experiment, space_of(experiment), plan.epochs, plan.trials)
+    search = OneRun() if command == "train" else Search(experiment, space_of(experiment), plan.epochs, plan.trials, asked.folder)
 
     def make(trial: int | None, values: dict[str, Any]) -> tuple[Job, RunStarted]:
         chosen = with_values(experiment, values, names_of) if values else experiment
@@ -277,7 +277,7 @@ def _finish(
     asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, sender: BackgroundSender, state: str, results: list[TrialResult], began: float
 ) -> Outcome:
     """The winner's bundle and its test scores, once; then the end of the launch, and what MLflow still lacks of it."""
-    ranked = selection.best_first(results, launch.metric, launch.mode)
+    ranked = best_first(results, launch.metric, launch.mode)
     best = next((r for r in ranked if r.best is not None and r.state in ("finished", "stopped")), None)
     bundle: Path | None = None
     test: dict[str, float] = {}

@@ -23,7 +23,8 @@ class UnknownName(LookupError):
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that is most like `name`, or None if none is."""
-    return next(iter(difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.6)), None)
+    lower = {one.lower(): one for one in known}
+    return next((lower[found] for found in difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.6)), None)
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -45,11 +46,22 @@ def load(name: str, table: Mapping[str, str], what: str, folder: Path | None = N
         raise UnknownName(unknown(what, name, table) + f" (or a path of your own, 'module:{what.capitalize()}')")
     module = name.partition(":")[0]
     if folder is not None and _has_module(folder, module):
-        return _attribute(importlib.import_module(f"{private_package(folder)}.{module}"), name)
+        return _attribute(_imported(f"{private_package(folder)}.{module}", name, what), name)
     try:
-        return _attribute(importlib.import_module(module), name)
+        return _attribute(_imported(module, name, what), name)
     except ModuleNotFoundError as error:
         raise UnknownName(f"no {what} '{name}': {error}; looked in '{folder}' and among the installed packages") from None
+
+
+def _imported(module: str, name: str, what: str) -> types.ModuleType:
+    """A user's module. Raises ModuleNotFoundError if there is none, UnknownName for what goes wrong inside it."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever a module does while it is imported
+        if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+            raise
+        said = " ".join(str(error).split())
+        raise UnknownName(f"{what} '{name}' can't be imported: {type(error).__name__}: {said}") from error
 
 
 def private_package(folder: Path) -> str:

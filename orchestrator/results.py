@@ -6,7 +6,7 @@ import html
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from orchestrator.events import Best, State, TrialResult
+from orchestrator.events import Best, State, TrialResult, best_first
 
 
 class Result:
@@ -57,16 +57,17 @@ class Swept(Result):
     best: dict[str, Any] | None
     wall_s: float
     metric: str = ""
+    mode: str = "max"
 
     def document(self) -> dict[str, Any]:
-        data = super().document()
-        data.pop("metric")
+        data = {k: v for k, v in super().document().items() if k not in ("metric", "mode")}
         for trial in [*data["trials"], *([data["best"]] if data["best"] else [])]:
             trial.pop("sweep")
         return data
 
     def rows(self) -> list[dict[str, Any]]:
-        return [leaderboard_row(place, trial, self.metric) for place, trial in enumerate(self.trials, start=1)]
+        ranked = best_first(self.trials, self.metric, self.mode)
+        return [leaderboard_row(place, trial, self.metric) for place, trial in enumerate(ranked, start=1)]
 
 
 @dataclass(frozen=True)

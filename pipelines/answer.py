@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ from .encode import Encoder, Errors
 BATCH = 250
 
 
-def answer(net: Any, encoder: Encoder, table: pa.Table, every_class: bool = False) -> tuple[pa.Table, Errors]:
+def answer(net: Any, encoder: Encoder, table: pa.Table, every_class: bool = False, folder: Path | None = None) -> tuple[pa.Table, Errors]:
     """The answers to a table's rows, in order (`prediction`, `probability` ...), and what doesn't fit, by row.
 
-    Rows that don't fit have null answers. `net`: a module from batches of tensors to outputs, with `decode`. Raises DataError if a column
-    is missing.
+    Rows that don't fit have null answers. `net`: a module from batches of tensors to outputs, with `decode`. `folder`: below which
+    file names in an image column are looked for; without it no file is read. Raises DataError if a column is missing.
     """
-    arrays, errors = encoder.arrays(table, encoder.input_names)
+    arrays, errors = encoder.arrays(table, encoder.input_names, folder)
     tensors = {name: torch.from_numpy(values if values.flags.writeable else values.copy()) for name, values in arrays.items()}
     was_training = net.training
     net.eval()

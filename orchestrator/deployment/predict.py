@@ -79,7 +79,7 @@ def read(source: Path) -> Iterator[pa.Table]:
 
 def _answer(bundle: Bundle, chunk: pa.Table, source: Path, every_class: bool) -> tuple[pa.Table, dict[int, str]]:
     try:
-        return answer(bundle.family, bundle.encoder, chunk, every_class)
+        return answer(bundle.family, bundle.encoder, chunk, every_class, source.parent)
     except DataError as error:
         raise Refused(f"input '{source}': {error}") from None
 

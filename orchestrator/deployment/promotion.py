@@ -13,6 +13,7 @@ from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import selection
 from orchestrator.deployment.registry import Registry, Version, compare, gate
 from orchestrator.errors import Failed, Refused
+from orchestrator.events import best_first
 from orchestrator.experiment.config import Experiment
 from orchestrator.records.tracking import RecordedRun, log_model, said_by_mlflow
 from orchestrator.results import Promoted
@@ -26,7 +27,7 @@ def choose(runs: Sequence[RecordedRun], name: str) -> RecordedRun:
         raise Refused(f"experiment '{name}' has no run that ended with a score; train or sweep first")
     newest = max(ended, key=lambda run: run.started_ms)
     same = [run for run in ended if (run.fingerprint, run.metric) == (newest.fingerprint, newest.metric)]
-    ranked = selection.best_first([run.result for run in same], newest.metric, newest.mode)
+    ranked = best_first([run.result for run in same], newest.metric, newest.mode)
     return next(run for run in same if run.result is ranked[0])
 
 

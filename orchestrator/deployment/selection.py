@@ -1,9 +1,7 @@
-"""Which run is best, and what it is worth: the leaderboard, and the best checkpoint of a run, not its last."""
+"""What a run is worth: the bundle of its best checkpoint, not of its last, and its scores on test."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import pyarrow.parquet as pq
 import torch
 
 from orchestrator.errors import Failed
-from orchestrator.events import TrialResult
 from orchestrator.experiment.config import Experiment
 from orchestrator.training.loop import Evaluation
 from orchestrator.training.trial import best_weights, build_family
@@ -24,19 +21,6 @@ from pipelines.prepare import Prepared
 from . import bundle as bundles
 
 EXAMPLE_ROWS = 3
-
-
-def best_first(results: Iterable[TrialResult], metric: str, mode: str) -> list[TrialResult]:
-    """By the metric, then val_loss, then the lower trial number; runs without a score come last."""
-    sign = -1.0 if mode == "max" else 1.0
-
-    def key(result: TrialResult) -> tuple[float, float, float]:
-        number = -1.0 if result.trial is None else float(result.trial)
-        if result.best is None or metric not in result.best.metrics:
-            return (math.inf, math.inf, number)
-        return (sign * result.best.metrics[metric], result.best.metrics.get("val_loss", math.inf), number)
-
-    return sorted(results, key=key)
 
 
 def compose(

@@ -2,26 +2,29 @@
 
 `fit()` costs 10-20 s before its first step, so a gang is fitted once and runs many trials: rank 0 takes a job from the hub and broadcasts
 it, every rank drives the same trial, rank 0 reports each epoch to the hub and broadcasts the verdict. Nothing is killed to stop a
-trial. When a rank dies Ray Train restarts the group, which is given its job again, to go on from the checkpoint.
+trial. When a rank dies Ray Train restarts the group, which is given its job again, to go on from the checkpoint; a trial that raises on one
+rank only ends as failed, and the group is restarted for the next one, since the other ranks wait in a collective.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import os
 import tempfile
 import threading
+import time
 from typing import Any
 
 import ray
+import ray.train  # here, not in the gangs' threads: two at once would find it half imported
+import ray.train.torch
 
 from orchestrator.errors import Failed
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.training.trial import Job
 
-MAX_RESTARTS = 3  # of a gang, by Ray Train
+MAX_RESTARTS = 3  # of a gang for one trial
 
 
 @ray.remote(num_cpus=0)
@@ -30,9 +33,10 @@ class _Hub:
 
     def __init__(self, gangs: int) -> None:
         self.jobs: list[asyncio.Queue[Job | None]] = [asyncio.Queue() for _ in range(gangs)]
-        self.verdicts: list[asyncio.Queue[bool]] = [asyncio.Queue() for _ in range(gangs)]
+        self.asking: list[asyncio.Future[bool] | None] = [None] * gangs
         self.events: asyncio.Queue[SlotEvent] = asyncio.Queue()
         self.current: list[Job | None] = [None] * gangs
+        self.restarts = [0] * gangs
 
     async def submit(self, gang: int, job: Job | None) -> None:
         """A job for a gang; None ends it."""
@@ -41,21 +45,32 @@ class _Hub:
     async def next(self, gang: int) -> Job | None:
         """The gang's next job; the one it was at if it didn't end it."""
         unfinished = self.current[gang]
-        if unfinished is not None:
+        if unfinished is not None and self.restarts[gang] < MAX_RESTARTS:
+            self.restarts[gang] += 1
+            self.asking[gang] = None
             return dataclasses.replace(unfinished, resume=True)
+        if unfinished is not None:
+            await self.report(gang, _died(unfinished, f"its workers died {MAX_RESTARTS + 1} times"))
+        self.restarts[gang] = 0
         self.current[gang] = await self.jobs[gang].get()
         return self.current[gang]
 
     async def report(self, gang: int, event: EpochEnded | RunEnded) -> bool:
-        """An event of a gang; the verdict, for an epoch."""
+        """An event of a gang; the verdict, for an epoch. The end of a run counts once, whichever rank says it."""
         if isinstance(event, RunEnded):
-            self.current[gang] = None
+            if self.current[gang] is not None:
+                self.current[gang] = None
+                await self.events.put((gang, event))
+            return True
+        self.asking[gang] = asked = asyncio.get_running_loop().create_future()
         await self.events.put((gang, event))
-        return await self.verdicts[gang].get() if isinstance(event, EpochEnded) else True
+        return bool(await asked)
 
     async def verdict(self, gang: int, go_on: bool) -> None:
-        """The driver's answer."""
-        await self.verdicts[gang].put(go_on)
+        """The driver's answer; to a gang that died meanwhile it is no answer any more."""
+        asked = self.asking[gang]
+        if asked is not None and not asked.done():
+            asked.set_result(go_on)
 
     async def wait(self, timeout_s: float) -> list[SlotEvent]:
         """Every event that is there, after at most so many seconds."""
@@ -70,8 +85,6 @@ class _Hub:
 
 def _gang(config: dict[str, Any]) -> None:
     """What each rank of a gang does, until there is no further job."""
-    import ray.train
-    import ray.train.torch
     import torch.distributed as dist
 
     from orchestrator.training import trial
@@ -89,8 +102,14 @@ def _gang(config: dict[str, Any]) -> None:
         while isinstance(event, EpochEnded):
             go_on = _share(lambda event=event: ray.get(hub.report.remote(gang, event)), rank, dist)
             event = steps.send(go_on)
-        if rank == 0:
+        if rank == 0 or event.alone:
             ray.get(hub.report.remote(gang, event))
+        if event.alone:
+            raise RuntimeError(event.error)  # Ray Train ends the other ranks and starts the group anew
+
+
+def _died(job: Job, says: str) -> RunEnded:
+    return RunEnded(job.trial, "failed", int(time.time() * 1000), error=says)
 
 
 def _share(ask: Any, rank: int, dist: Any) -> Any:
@@ -114,20 +133,16 @@ class Gangs:
             thread.start()
 
     def _fit(self, gang: int, workers: int, cpus: float, gpus: float) -> None:
-        import ray.train
-        import ray.train.torch
-
         resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-        trainer = ray.train.torch.TorchTrainer(
-            _gang,
-            train_loop_config={"hub": self.hub, "gang": gang, "gpus": gpus},
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
-            run_config=ray.train.RunConfig(
-                name=f"gang-{gang}", storage_path=self.folder.name, failure_config=ray.train.FailureConfig(max_failures=MAX_RESTARTS)
-            ),
-        )
         try:
-            trainer.fit()
+            ray.train.torch.TorchTrainer(
+                _gang,
+                train_loop_config={"hub": self.hub, "gang": gang, "gpus": gpus},
+                scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
+                run_config=ray.train.RunConfig(
+                    name=f"gang-{gang}", storage_path=self.folder.name, failure_config=ray.train.FailureConfig(max_failures=-1)
+                ),
+            ).fit()
         except Exception as error:  # whatever Ray Train raises ends this gang, and is said by `wait`
             self.broken[gang] = " ".join(str(error).split())[:500]
 
@@ -161,8 +176,3 @@ class Gangs:
                 thread.join(30)
         ray.kill(self.hub)
         self.folder.cleanup()
-
-
-def quiet_ray_train() -> None:
-    """Ray Train's settings that are read from the environment, before it is imported."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

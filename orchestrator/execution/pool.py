@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import ray
 
+from orchestrator.events import RunEnded
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.training.trial import Job
 
@@ -36,24 +38,33 @@ class _Worker:
 
 
 class Pool:
-    """`slots` actors, each with its CPUs and GPUs."""
+    """`slots` actors, each with its CPUs and GPUs. A trial whose actor dies has failed; another actor takes the slot."""
 
     def __init__(self, slots: int, cpus: float, gpus: float) -> None:
-        self.slots = slots
-        worker = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
-        self.workers = [worker.remote(gpus) for _ in range(slots)]
+        self.slots, self.gpus = slots, gpus
+        self.worker = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
+        self.workers = [self.worker.remote(gpus) for _ in range(slots)]
+        self.jobs: dict[int, Job] = {}
         self._pending: dict[Any, int] = {}
 
     def start(self, slot: int, job: Job) -> None:
         """Give a free actor a job."""
+        self.jobs[slot] = job
         self._pending[self.workers[slot].start.remote(job)] = slot
 
     def wait(self) -> list[SlotEvent]:
         """Block until an actor has an event; every event that is there."""
-        ready, _ = ray.wait(list(self._pending), num_returns=1)
-        more, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
-        done = list(dict.fromkeys([*ready, *more]))
-        return [(self._pending.pop(ref), event) for ref, event in zip(done, ray.get(done), strict=True)]
+        ray.wait(list(self._pending), num_returns=1)
+        done, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
+        return [self._event(ref, self._pending.pop(ref)) for ref in done]
+
+    def _event(self, ref: Any, slot: int) -> SlotEvent:
+        try:
+            return slot, ray.get(ref)
+        except ray.exceptions.RayError as death:
+            self.workers[slot] = self.worker.remote(self.gpus)
+            says = f"its worker died: {' '.join(str(death).split())[:300]}"
+            return slot, RunEnded(self.jobs[slot].trial, "failed", int(time.time() * 1000), error=says)
 
     def verdict(self, slot: int, go_on: bool) -> None:
         """Answer an actor's EpochEnded."""

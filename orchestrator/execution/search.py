@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from orchestrator import names
@@ -20,12 +21,12 @@ SCHEDULERS = ("none", "asha")
 SCALARS = (str, int, float, bool, type(None))
 
 
-def check_searcher(name: str) -> bool:
-    """Whether a searcher understands `when:`; raises names.UnknownName if there is none of that name."""
+def check_searcher(name: str, folder: Path | None = None) -> bool:
+    """Whether a searcher understands `when:`; raises names.UnknownName if there is none of that name. `folder`: of a user's own."""
     if name in SEARCHERS:
         return name != "grid"
     if ":" in name:
-        names.load(name, {}, "searcher")
+        names.load(name, {}, "searcher", folder)
         return False
     from ray.tune.search import SEARCH_ALG_IMPORT
 
@@ -39,13 +40,13 @@ def check_searcher(name: str) -> bool:
     return False
 
 
-def check_scheduler(name: str) -> None:
+def check_scheduler(name: str, folder: Path | None = None) -> None:
     """Raises names.UnknownName if there is no scheduler of that name."""
     if name in SCHEDULERS:
         return
     if ":" not in name:
         raise names.UnknownName(names.unknown("scheduler", name, SCHEDULERS) + " (or a path, 'module:Class')")
-    names.load(name, {}, "scheduler")
+    names.load(name, {}, "scheduler", folder)
 
 
 class OneRun:
@@ -70,15 +71,18 @@ class OneRun:
 
 
 class Search:
-    """Asks for a trial's values, is told each epoch's score, says whether to stop. Scores are the best so far, as `mode` has it."""
+    """Asks for a trial's values, is told each epoch's score, says whether to stop. Scores are the best so far, as `mode` has it.
 
-    def __init__(self, experiment: Experiment, space: Space, epochs: int, trials: int) -> None:
+    `folder`: below which a user's own searcher or scheduler lies.
+    """
+
+    def __init__(self, experiment: Experiment, space: Space, epochs: int, trials: int, folder: Path | None = None) -> None:
         sweep, self.space, self.trials, self.mode = experiment.sweep, space, trials, experiment.mode
         seed = sweep.seed if sweep.seed is not None else experiment.training.seed
         self.first = None if sweep.search == "grid" else space.point(experiment.flat())
-        self.searcher = _searcher(sweep.search, space, seed, self.mode, self.first)
+        self.searcher = _searcher(sweep.search, space, seed, self.mode, self.first, folder)
         self.foreign = sweep.search not in SEARCHERS
-        self.scheduler = _scheduler(sweep.scheduler, epochs, self.mode)
+        self.scheduler = _scheduler(sweep.scheduler, epochs, self.mode, folder)
         self.asked = 0
         self._trials: dict[int, _Stub] = {}
 
@@ -136,9 +140,9 @@ class _Stub:
         self.result: dict[str, Any] = {}
 
 
-def _searcher(name: str, space: Space, seed: int, mode: str, first: Mapping[str, Any] | None) -> Any:
+def _searcher(name: str, space: Space, seed: int, mode: str, first: Mapping[str, Any] | None, folder: Path | None) -> Any:
     if name not in SEARCHERS:
-        return _foreign(name, space, mode)
+        return _foreign(name, space, mode, folder)
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -154,17 +158,17 @@ def _searcher(name: str, space: Space, seed: int, mode: str, first: Mapping[str,
     return OptunaSearch(_define_by_run(space), metric="score", mode=mode, sampler=sampler, points_to_evaluate=points)
 
 
-def _foreign(name: str, space: Space, mode: str) -> Any:
+def _foreign(name: str, space: Space, mode: str, folder: Path | None) -> Any:
     """A searcher of Ray Tune's by name, or by path."""
     from ray.tune.search import SEARCH_ALG_IMPORT
 
-    cls = names.load(name, {}, "searcher") if ":" in name else SEARCH_ALG_IMPORT[name]()
+    cls = names.load(name, {}, "searcher", folder) if ":" in name else SEARCH_ALG_IMPORT[name]()
     searcher = cls()
     searcher.set_search_properties("score", mode, {d.key: _tune_domain(d) for d in space})
     return searcher
 
 
-def _scheduler(config: Any, epochs: int, mode: str) -> Any:
+def _scheduler(config: Any, epochs: int, mode: str, folder: Path | None) -> Any:
     if config.name == "none":
         return None
     if config.name == "asha":
@@ -173,7 +177,7 @@ def _scheduler(config: Any, epochs: int, mode: str) -> Any:
         grace = min(config.grace_period, epochs)
         made = ASHAScheduler(max_t=epochs, grace_period=grace, reduction_factor=config.reduction_factor, stop_last_trials=False)
     else:
-        made = names.load(config.name, {}, "scheduler")()
+        made = names.load(config.name, {}, "scheduler", folder)()
     made.set_search_properties("score", mode)
     return made
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from orchestrator.experiment.config import Experiment
+from orchestrator.experiment.config import Experiment, OptimizerConfig
 
 
 def json_schema(sources: Mapping[str, type], families: Mapping[str, type], optimizers: Mapping[str, type], split: type) -> dict[str, Any]:
@@ -15,6 +15,8 @@ def json_schema(sources: Mapping[str, type], families: Mapping[str, type], optim
     schema = Experiment.model_json_schema()
     schema["title"] = "orchestrator experiment"
     definitions = schema["$defs"]
+    scheduler = definitions["SweepConfig"]["properties"]["scheduler"]
+    scheduler["anyOf"] = [{"type": "string"}, {"$ref": scheduler.pop("$ref")}]  # a name alone will do
     for key in ("metric", "mode"):
         schema["properties"].pop(key, None)
     for section, name, table, more in (
@@ -39,7 +41,8 @@ def _inline(cls: type) -> dict[str, Any]:
 def _part(key: str, name: str, cls: type, more: Mapping[str, Any]) -> dict[str, Any]:
     options = TypeAdapter(cls).json_schema()
     properties = {key: {"const": name}, **more, **options.get("properties", {})}
-    return {"type": "object", "properties": properties, "required": [key], "additionalProperties": False}
+    required = [] if name == OptimizerConfig().name else [key]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
 def _own(key: str) -> dict[str, Any]:

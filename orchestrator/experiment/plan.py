@@ -133,7 +133,7 @@ def _per_worker(command: Command, executor: ExecutorName, experiment: Experiment
     else:
         largest = max(node[0] for node in nodes)
         cpus = float(max(1, min(int(largest), int(resources.cpus // scaling.workers))))
-    if resources.cpus < 1 and scaling.cpus_per_worker is None:
+    if 0 < resources.cpus < 1 and scaling.cpus_per_worker is None:
         cpus = resources.cpus
     what = "the cluster has" if resources.cluster else "this machine has"
     if _places(nodes, cpus, gpus) < scaling.workers:

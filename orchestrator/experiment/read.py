@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from orchestrator import names
 from orchestrator.errors import ExperimentError, Problem, Refused
@@ -65,6 +66,8 @@ def parse_file(path: Path) -> tuple[dict[str, Any], Lines]:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
         raise ExperimentError([Problem(str(path), line, f"no valid YAML: {error.problem or error.context}")]) from None
+    except YAMLError as error:  # a character that YAML has no place for
+        raise ExperimentError([Problem(str(path), None, f"no valid YAML: {' '.join(str(error).split())}")]) from None
     if not isinstance(loaded, dict):
         raise ExperimentError([Problem(str(path), None, "it must be a mapping that begins with name:, data: and model:")])
     lines: Lines = {}
@@ -74,7 +77,8 @@ def parse_file(path: Path) -> tuple[dict[str, Any], Lines]:
 
 def _note_lines(node: Any, prefix: str, lines: Lines) -> None:
     for key, value in node.items():
-        lines[f"{prefix}{key}"] = node.lc.data[key][0] + 1
+        if key in (node.lc.data or ()):  # merged keys (<<) have no line of their own
+            lines[f"{prefix}{key}"] = node.lc.data[key][0] + 1
         if isinstance(value, dict) and hasattr(value, "lc"):
             _note_lines(value, f"{prefix}{key}.", lines)
 
@@ -99,6 +103,8 @@ def parse_value(text: str) -> Any:
         return _to_plain(YAML(typ="rt").load(io.StringIO(text)))
     except MarkedYAMLError as error:
         raise ValueError(f"no valid YAML: {error.problem or error.context}") from None
+    except YAMLError as error:
+        raise ValueError(f"no valid YAML: {' '.join(str(error).split())}") from None
 
 
 def apply_override(tree: dict[str, Any], lines: Lines, override: str) -> None:
@@ -185,7 +191,7 @@ class _Reader:
             self._problem("data.source", "it is missing: what kind of data?")
             return None
         cls = self._look_up("data.source", section["source"], self.catalog.source)
-        split = self._options("data.split", section.get("split") or {}, self.catalog.split)
+        split = self._options("data.split", {} if section.get("split") is None else section["split"], self.catalog.split)
         rest = {k: v for k, v in section.items() if k not in ("source", "split")}
         options = self._options("data", rest, cls, also=("source", "split")) if cls else None
         return None if options is None or split is None else c.DataConfig(source=section["source"], split=split, options=options)
@@ -208,7 +214,7 @@ class _Reader:
         return None if options is None else c.ModelConfig(family=section[given[0]], options=options)
 
     def _optimizer(self, tree: Mapping[str, Any]) -> c.OptimizerConfig | None:
-        section = self._mapping("optimizer", tree.get("optimizer") or {})
+        section = self._mapping("optimizer", {} if tree.get("optimizer") is None else tree["optimizer"])
         if section is None:
             return None
         name = section.get("name", "adam")
@@ -256,10 +262,11 @@ class _Reader:
             if domain.when and understands is False:
                 self._problem(f"sweep.space.{key}", f"search '{sweep.search}' knows no conditions (when:); random and tpe do")
             domains.append(domain)
-        try:
-            in_order(domains)
-        except SpaceError as error:
-            self._problem("sweep.space", str(error))
+        if len(domains) == len(sweep.space):  # else a condition may name one that was refused
+            try:
+                in_order(domains)
+            except SpaceError as error:
+                self._problem("sweep.space", str(error))
         _SpaceCheck(self, fields, tree, domains).check()
 
     # tools ------------------------------------------------------------------------------------------------------------------
@@ -305,7 +312,9 @@ class _Reader:
         except ValidationError as error:
             self._pydantic(key, error)
             return None
-        return None if wrong else _jsonable(dataclasses.asdict(made))
+        plain = _jsonable(dataclasses.asdict(made))
+        wrong = self._converted(key, given, plain) or wrong
+        return None if wrong else plain
 
     def _section(self, key: str, given: Any, cls: Any) -> BaseModel | None:
         mapping = self._mapping(key, given if given is not None else {})
@@ -316,7 +325,13 @@ class _Reader:
         except ValidationError as error:
             self._pydantic(key, error, cls)
             return None
-        return made
+        return None if self._converted(key, mapping, made.model_dump()) else made
+
+    def _converted(self, key: str, given: Any, made: Any) -> bool:
+        found = list(_conversions(key, given, made))
+        for path, message in found:
+            self._problem(path, message)
+        return bool(found)
 
     def _pydantic(self, key: str, error: ValidationError, cls: Any = None) -> None:
         for item in error.errors():
@@ -325,7 +340,7 @@ class _Reader:
             if item["type"] == "extra_forbidden":
                 owner = cls
                 for part in loc[:-1]:
-                    owner = getattr(owner.model_fields.get(part), "annotation", None) if owner is not None else None
+                    owner = getattr(getattr(owner, "model_fields", {}).get(part), "annotation", None)
                 known = list(getattr(owner, "model_fields", {})) or ["min", "max"]
                 self._problem(path, names.unknown("key", loc[-1], known))
             elif item["type"] == "value_error":
@@ -344,6 +359,7 @@ class _SpaceCheck:
 
     def check(self) -> None:
         for domain in self.domains:
+            self._check_when(domain)
             section, _, option = domain.key.partition(".")
             if domain.key in ("optimizer.name",):
                 for name in domain.args if domain.kind == "choice" else ():
@@ -380,6 +396,16 @@ class _SpaceCheck:
         except names.UnknownName:
             return None  # said already
 
+    def _check_when(self, domain: Domain) -> None:
+        """A condition on a value that its key never has would leave the domain out of every trial, silently."""
+        others = {other.key: other for other in self.domains}
+        for key, allowed in domain.when.items():
+            for value in allowed:
+                if key in others and not others[key].contains(value):
+                    choices = others[key].args if others[key].kind == "choice" else ()
+                    hint = f"; it takes: {', '.join(map(str, choices))}" if choices else ""
+                    self._say(domain, f"when: '{key}' is never {value!r}{hint}")
+
     def _check_option(self, domain: Domain, option: str, cls: type | None, of: str) -> None:
         if cls is None:
             return
@@ -390,12 +416,13 @@ class _SpaceCheck:
             return
         for value in domain.examples():
             try:
-                TypeAdapter(cls).validate_python({option: value})
+                made = getattr(TypeAdapter(cls).validate_python({option: value}), option)
+                says = [message for _, message in _conversions(option, value, made)]
             except ValidationError as error:
-                mine = [e for e in error.errors() if e["loc"][:1] == (option,)]
-                if mine:
-                    self._say(domain, f"{value!r} is not allowed: {_sentence(mine[0]['msg'])}")
-                    return
+                says = [_sentence(e["msg"]) for e in error.errors() if e["loc"][:1] == (option,)]
+            if says:
+                self._say(domain, f"{value!r} is not allowed: {says[0]}")
+                return
 
     def _check_training(self, domain: Domain, option: str) -> None:
         if option in ("executor", "epochs") or option not in c.TrainingConfig.model_fields:
@@ -404,9 +431,12 @@ class _SpaceCheck:
             return
         for value in domain.examples():
             try:
-                c.TrainingConfig.model_validate({option: value})
+                made = getattr(c.TrainingConfig.model_validate({option: value}), option)
+                says = [message for _, message in _conversions(option, value, made)]
             except ValidationError as error:
-                self._say(domain, f"{value!r} is not allowed: {_sentence(error.errors()[0]['msg'])}")
+                says = [_sentence(error.errors()[0]["msg"])]
+            if says:
+                self._say(domain, f"{value!r} is not allowed: {says[0]}")
                 return
 
     def _fixed_options(self) -> None:
@@ -430,6 +460,22 @@ class _SpaceCheck:
 def space_of(experiment: Experiment) -> Space:
     """The search space of an experiment that was read."""
     return in_order([parse(key, data) for key, data in experiment.sweep.space.items()])
+
+
+def _conversions(key: str, given: Any, made: Any) -> Iterator[tuple[str, str]]:
+    """Where pydantic took a word or a switch for a number, or the other way round, or an infinity: (key, sentence)."""
+    if isinstance(given, Mapping) and isinstance(made, Mapping):
+        for name in given.keys() & made.keys():
+            yield from _conversions(f"{key}.{name}", given[name], made[name])
+    elif isinstance(given, list | tuple) and isinstance(made, list | tuple):
+        for place, (one, other) in enumerate(zip(given, made, strict=False)):
+            yield from _conversions(f"{key}.{place}", one, other)
+    elif isinstance(made, bool) and not isinstance(given, bool):
+        yield key, f"it must be true or false, not {given!r}"
+    elif isinstance(made, int | float) and isinstance(given, str | bool) and not isinstance(made, bool):
+        yield key, f"it must be a number, not {given!r}"
+    elif isinstance(made, float) and not math.isfinite(made):
+        yield key, f"it must be a finite number, not {made}"
 
 
 def _sentence(message: str) -> str:

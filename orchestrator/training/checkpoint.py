@@ -1,7 +1,7 @@
 """The whole state of a run <-> one file at a URI: atomic, checksummed, no pickle.
 
 A checkpoint is one safetensors file: every tensor of a nested state by its path, everything else as JSON in the header, beside the
-xxh3 of the tensors' bytes. It is written beside and renamed, off the training thread, from a copy in buffers that are used again.
+xxh3 of both. It is written beside and renamed, off the training thread, from a copy in buffers that are used again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def to_bytes(state: Any) -> bytes:
     """A nested state as one safetensors file."""
     data, tensors = flatten(state)
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    header = {"format": FORMAT, "state": data, "checksum": _checksum(tensors)}
+    header = {"format": FORMAT, "state": data, "checksum": _checksum(data, tensors)}
     return bytes(save_tensors(tensors, metadata={"orchestrator": json.dumps(header)}))
 
 
@@ -63,16 +63,16 @@ def from_bytes(content: bytes, name: str) -> Any:
     try:
         length = int.from_bytes(content[:8], "little")
         header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["orchestrator"])
-        tensors = load_tensors(content)
+        data, checksum, tensors = header["state"], header["checksum"], load_tensors(content)
     except Exception as error:  # safetensors raises types of its own
         raise CheckpointError(f"checkpoint '{name}' is damaged: {error}") from None
-    if _checksum(tensors) != header["checksum"]:
+    if _checksum(data, tensors) != checksum:
         raise CheckpointError(f"checkpoint '{name}' is damaged: its checksum is another one")
-    return unflatten(header["state"], tensors)
+    return unflatten(data, tensors)
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    digest = xxhash.xxh3_64()
+def _checksum(data: Any, tensors: Mapping[str, Tensor]) -> str:
+    digest = xxhash.xxh3_64(json.dumps(data).encode())
     for name in sorted(tensors):
         digest.update(name.encode())
         if tensors[name].numel():
@@ -157,8 +157,9 @@ class Writer:
         def work() -> None:
             try:
                 write_file(self.uri, NAME, make())
-            except CheckpointError as error:
-                self._error = error
+            except Exception as error:  # said by the next save: a thread's own exception is seen by nobody
+                known = isinstance(error, CheckpointError)
+                self._error = error if known else CheckpointError(f"can't write '{self.uri}/{NAME}': {error}")  # type: ignore[assignment]
 
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()

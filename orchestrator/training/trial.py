@@ -24,7 +24,7 @@ from orchestrator import names
 from orchestrator.events import EpochEnded, RunEnded, better
 from orchestrator.experiment.config import Experiment
 from orchestrator.training import checkpoint, seeds
-from orchestrator.training.loop import Settings, Training
+from orchestrator.training.loop import Diverged, Settings, Training
 from orchestrator.training.optim import OPTIMIZERS
 from pipelines import batches
 from pipelines.prepare import Prepared
@@ -67,11 +67,11 @@ def run(job: Job, place: Place | None = None) -> Steps:
     began = time.time()
     nodes: tuple[str, ...] = (place.node,)
     trial: _Trial | None = None
-    state, error, trace = "finished", None, None
+    state, error, trace, alone = "finished", None, None, False
     try:
         nodes = _nodes(place)
         trial = _Trial(job, place)
-        while True:
+        while not trial.training.finished:  # a run may be resumed after its last epoch
             event = trial.epoch()
             go_on = yield event
             if event.last or not go_on:
@@ -86,10 +86,11 @@ def run(job: Job, place: Place | None = None) -> Steps:
     except Exception as failure:  # whatever a trial raises is its result
         state, error = "failed", one_line(failure, Path(job.folder))
         trace = _keep_trace(job, failure)
+        alone = place.world_size > 1 and not isinstance(failure, Diverged)  # which is judged by sums that all ranks have
     finally:
         if place.device != "cpu":
             torch.cuda.empty_cache()
-    yield RunEnded(job.trial, state, _now_ms(), None, error, trace, time.time() - began, nodes)  # type: ignore[arg-type]
+    yield RunEnded(job.trial, state, _now_ms(), None, error, trace, time.time() - began, nodes, alone)  # type: ignore[arg-type]
 
 
 def build_family(experiment: Experiment, schema: Schema, folder: str) -> Family:
@@ -164,6 +165,7 @@ class _Trial:
             return
         self.training.load_state_dict(state["training"])
         self.history, self.best, self.best_weights = state["history"], state["best"], state["weights"]
+        self._last_rngs = state["rngs"]
         seeds.restore(state["rngs"][self.place.rank])
 
     def _keep_best(self) -> None:
