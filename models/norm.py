@@ -6,12 +6,25 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Norm = Literal["batch", "sync", "none"]
 
 
-class SyncBatchNorm2d(nn.BatchNorm2d):
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that also takes one value a channel (a last batch of one row, a map of one cell), which torch refuses.
+
+    Such a batch has no variance: it is normalised by the running statistics, as in evaluation. x: [B, C, H, W].
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
+
+
+class SyncBatchNorm2d(BatchNorm2d):
     """Batch normalisation over the rows of every rank, on any backend.
 
     `torch.nn.SyncBatchNorm` runs on GPUs only; this one needs nothing but an all-reduce that autograd can pass through, so gloo
@@ -49,4 +62,4 @@ def norm2d(kind: Norm, channels: int) -> list[nn.Module]:
         return []
     if kind == "sync":
         return [nn.SyncBatchNorm(channels) if torch.cuda.is_available() else SyncBatchNorm2d(channels)]
-    return [nn.BatchNorm2d(channels)]
+    return [BatchNorm2d(channels)]

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from orchestrator.deployment.registry import Registry, fetch
 from orchestrator.errors import Failed, GateFailed, Interrupted, Note, Refused
 from orchestrator.events import Event, best_first
 from orchestrator.experiment.json_schema import json_schema
-from orchestrator.experiment.plan import Command
+from orchestrator.experiment.plan import Command, Plan
 from orchestrator.experiment.read import apply_override, parse_value, read, resolve, with_values
 from orchestrator.records import tracking
 from orchestrator.records.ledger import Ledger
@@ -29,11 +29,11 @@ from orchestrator.records.ledger import Ledger
 Overrides = Sequence[str]
 
 
-def _silent(event: Event) -> None:
+def _silent(event: Event | Plan) -> None:
     """No progress."""
 
 
-def train(experiment: str, overrides: Overrides = (), *, address: str | None = None, show: Callable[[Event], None] = _silent) -> r.Trained:
+def train(experiment: str, overrides: Overrides = (), *, address: str | None = None, show: launching.Show = _silent) -> r.Trained:
     """Train one run of an experiment file. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one."""
     out = _launch("train", experiment, overrides, address, show)
     run = out.results[0]
@@ -55,7 +55,7 @@ def train(experiment: str, overrides: Overrides = (), *, address: str | None = N
     return done
 
 
-def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = None, show: Callable[[Event], None] = _silent) -> r.Swept:
+def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = None, show: launching.Show = _silent) -> r.Swept:
     """Search an experiment's space. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one."""
     out = _launch("sweep", experiment, overrides, address, show)
     best = None if out.best is None else {**dataclasses.asdict(out.best), "test": out.test}
@@ -64,7 +64,7 @@ def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = N
     return done
 
 
-def _launch(command: Command, path: str, overrides: Overrides, address: str | None, show: Callable[[Event], None]) -> launching.Outcome:
+def _launch(command: Command, path: str, overrides: Overrides, address: str | None, show: launching.Show) -> launching.Outcome:
     asked = launching.ask(Path(path), overrides)
     return launching.run(command, asked, address or os.environ.get("RAY_ADDRESS") or None, show)
 

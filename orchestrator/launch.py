@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from orchestrator import names
 from orchestrator.catalog import catalog
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import selection
-from orchestrator.errors import ExperimentError, Failed, OrchestratorError, Problem, Refused
+from orchestrator.errors import ExperimentError, Failed, Note, OrchestratorError, Problem, Refused
 from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, TrialResult, best_first
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.search import OneRun, Search
@@ -39,7 +40,7 @@ from pipelines.prepare import Prepared, prepare
 from pipelines.schema import DataError
 from pipelines.splits import SplitConfig
 
-Show = Callable[[Event], None]
+Show = Callable[[Event | Plan], None]
 FINISH_S = 20.0  # how long an ending command waits for an MLflow that doesn't answer
 HOOK = "orchestrator.execution.executor.set_up_worker"
 
@@ -143,7 +144,7 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
     """Run it: everything recorded as it happens, the winner's bundle at the end. An interrupt gives an outcome too."""
     check_store(destination())
     began = time.time()
-    with _ready(command, asked, address) as plan:
+    with _ready(command, asked, address, show) as plan:
         ledger = Ledger(home())
         launch = _begin(ledger, command, asked, plan)
         sender = BackgroundSender(home())
@@ -157,11 +158,12 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
 
 
 @contextlib.contextmanager
-def _ready(command: Command, asked: Asked, address: str | None) -> Iterator[Plan]:
-    """The plan, connected to Ray where the plan needs it."""
+def _ready(command: Command, asked: Asked, address: str | None, show: Show) -> Iterator[Plan]:
+    """The plan, shown, and connected to Ray where it needs that."""
     if address is None:
         found = this_machine()
         plan = plan_of(command, asked, found, on_cluster=False)
+        show(plan)
         if plan.executor == "inline":
             yield plan
             return
@@ -169,7 +171,9 @@ def _ready(command: Command, asked: Asked, address: str | None) -> Iterator[Plan
             yield plan
         return
     with _connected(address, 1, 0) as there:
-        yield plan_of(command, asked, there, on_cluster=True)
+        plan = plan_of(command, asked, there, on_cluster=True)
+        show(plan)
+        yield plan
 
 
 @contextlib.contextmanager
@@ -208,8 +212,10 @@ def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch
 def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, show: Show) -> tuple[str, list[TrialResult]]:
     """Run every trial; the state of the whole and each trial's result."""
     experiment, names_of = asked.experiment, catalog(asked.folder)
-    executor = make_executor(plan)
+    executor = make_executor(plan)  # first: its workers start while the search is made
     search = OneRun() if command == "train" else Search(experiment, space_of(experiment), plan.epochs, plan.trials, asked.folder)
+    if isinstance(search, Search) and search.first is None and experiment.sweep.search != "grid":
+        warnings.warn("the file's own values lie outside sweep.space: no trial has them", Note, stacklevel=1)
 
     def make(trial: int | None, values: dict[str, Any]) -> tuple[Job, RunStarted]:
         chosen = with_values(experiment, values, names_of) if values else experiment

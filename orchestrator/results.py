@@ -142,7 +142,7 @@ class History(Result):
     entries: list[dict[str, Any]]
 
     def rows(self) -> list[dict[str, Any]]:
-        return [{k: text(v) for k, v in entry.items()} for entry in self.entries]
+        return [{**{k: text(v) for k, v in entry.items()}, "scores": _both(entry["scores"])} for entry in self.entries]
 
 
 @dataclass(frozen=True)
@@ -237,3 +237,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _both(scores: dict[str, Any]) -> str:
+    """The test scores of a challenger, and of the champion that it met."""
+    sides = [(side, {k: v for k, v in (found or {}).items() if k.startswith("test_")}) for side, found in scores.items()]
+    return "; ".join(f"{side} {text(found)}" for side, found in sides if found)

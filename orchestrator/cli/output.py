@@ -14,6 +14,7 @@ from rich.table import Table
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted
+from orchestrator.experiment.plan import Plan
 
 if TYPE_CHECKING:
     from orchestrator.results import Result
@@ -87,8 +88,10 @@ class Progress:
         self.last: dict[int | None, EpochEnded] = {}
         self.started = self.ended = 0
 
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, RunStarted):
+    def __call__(self, event: Event | Plan) -> None:
+        if isinstance(event, Plan):
+            self._planned(event)
+        elif isinstance(event, RunStarted):
             self.started += 1
         elif isinstance(event, EpochEnded):
             self.last[event.trial] = event
@@ -96,6 +99,13 @@ class Progress:
                 say(f"epoch {event.epoch:3d}  {_metrics(event)}")
         else:
             self._ended(event)
+
+    def _planned(self, plan: Plan) -> None:
+        runs = f"{plan.trials} trials, {plan.slots} at a time, up to " if plan.trials > 1 else ""
+        workers = f"{plan.workers} workers" if plan.workers > 1 else "1 worker"
+        say(f"{runs}{plan.epochs} epochs, {workers} of {plan.cpus:g} CPUs, {plan.precision}; {plan.executor}: {plan.why}")
+        for note in plan.notes:
+            say(f"note: {note}")
 
     def _ended(self, event: RunEnded) -> None:
         self.ended += 1

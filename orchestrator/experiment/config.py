@@ -138,9 +138,14 @@ class Experiment(Section):
         return data
 
     def flat(self) -> dict[str, Any]:
-        """Flat dotted parameters of what a run trains with: without the search, the registry and what is unset."""
-        plain = {k: v for k, v in self.plain().items() if k in ("data", "model", "optimizer", "training", "scaling")}
-        return {k: v for k, v in flatten(plain).items() if v is not None}
+        """Flat dotted parameters of what a run trains with."""
+        return parameters(self.plain())
+
+
+def parameters(plain: dict[str, Any]) -> dict[str, Any]:
+    """Flat dotted parameters of a plain experiment: without the search, the registry and what is unset."""
+    trained = {k: v for k, v in plain.items() if k in ("data", "model", "optimizer", "training", "scaling")}
+    return {k: v for k, v in flatten(trained).items() if v is not None}
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

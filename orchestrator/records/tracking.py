@@ -25,6 +25,7 @@ import filelock
 
 from orchestrator.errors import Failed, Refused
 from orchestrator.events import KINDS, Best, TrialResult, from_plain, summarise
+from orchestrator.experiment.config import parameters
 from orchestrator.records.ledger import Entry, Launch, Ledger, by_run
 
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -174,7 +175,9 @@ class Sender:
         ended: tuple[str, int] | None = None
         for entry in entries:
             data = entry.data
-            if entry.kind == "started":
+            if entry.kind == "launched":
+                params |= {key: _text(value) for key, value in parameters(launch.experiment).items()}
+            elif entry.kind == "started":
                 params |= {key: _text(value) for key, value in data["params"].items()}
                 tags |= {"orchestrator.values": json.dumps(data["values"]), "orchestrator.state": "running"}
                 tags |= {f"orchestrator.{k}": _text(v) for k, v in data["env"].items()}
@@ -221,7 +224,7 @@ class Sender:
         """What `runs` needs of a run beside its metrics; computed from all of its events, not from this batch's."""
         entries = self.ledger.run_entries(launch.id, trial)
         result = summarise((from_plain(e.kind, e.data) for e in entries if e.kind in KINDS), launch.metric, launch.mode)
-        return {
+        tags = {
             "orchestrator.state": data["state"],
             "orchestrator.stopped_by": data["stopped_by"] or "",
             "orchestrator.error": data["error"] or "",
@@ -231,6 +234,7 @@ class Sender:
             "orchestrator.epochs": str(result.epochs),
             "orchestrator.best": json.dumps(result.best.__dict__) if result.best else "",
         }
+        return {name: value for name, value in tags.items() if value}
 
     def _run(self, launch: Launch, trial: int | None, at_ms: int) -> str:
         """The run's MLflow id: known, looked up by its tag, or new."""
@@ -250,7 +254,7 @@ class Sender:
 
     def _create(self, launch: Launch, trial: int | None, key: str, experiment: str, parent: str | None, at_ms: int) -> str:
         kind = "trial" if trial is not None else launch.command
-        name = launch.id if trial is None else f"{launch.id} trial {trial}"
+        name = f"{kind if trial is None else f'trial {trial}'} {launch.id}"
         run_id = str(self.client.create_run(experiment, at_ms, _run_tags(launch, trial, key, kind, parent), name).info.run_id)
         self._fresh.add(run_id)
         self.client.log_inputs(run_id, [_dataset(launch)])
