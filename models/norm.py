@@ -60,6 +60,4 @@ def norm2d(kind: Norm, channels: int) -> list[nn.Module]:
     """The layer of that kind over [B, channels, H, W], or no layer."""
     if kind == "none":
         return []
-    if kind == "sync":
-        return [nn.SyncBatchNorm(channels) if torch.cuda.is_available() else SyncBatchNorm2d(channels)]
-    return [BatchNorm2d(channels)]
+    return [SyncBatchNorm2d(channels) if kind == "sync" else BatchNorm2d(channels)]
