@@ -27,6 +27,7 @@ def choose(runs: Sequence[RecordedRun], name: str) -> RecordedRun:
         raise Refused(f"experiment '{name}' has no run that ended with a score; train or sweep first")
     newest = max(ended, key=lambda run: run.started_ms)
     same = [run for run in ended if (run.fingerprint, run.metric) == (newest.fingerprint, newest.metric)]
+    same.sort(key=lambda run: run.started_ms)  # of equals the earlier one stays
     ranked = best_first([run.result for run in same], newest.metric, newest.mode)
     return next(run for run in same if run.result is ranked[0])
 

@@ -179,7 +179,8 @@ def fetch(client: Any, uri: str) -> tuple[Path, str, int | None, tempfile.Tempor
     if at:
         found = registry.at(alias)
         if found is None:
-            aliases = sorted({a for v in versions for a in (v.aliases or [])})
+            with said_by_mlflow():
+                aliases = sorted(client.get_registered_model(name).aliases)  # a search for versions doesn't tell them
             raise Refused(f"model '{name}' has no alias '{alias}'; it has: {', '.join(aliases) or 'none'}")
     else:
         found = next((_version(v) for v in versions if str(v.version) == alias), None)

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("orchestrator", "torch", "ray", "mlflow", "pyarrow", "optuna", "numpy")
-SECRET = re.compile(r"(?i)(password|passwd|secret|token|api[_-]?key|credential)")
+SECRET = re.compile(
+    r"(?i)password|passwd|secret|token|(api|access|private)[_ -]?key|credential|authorization|bearer|://[^/\s:@]+:[^/\s@]+@"
+)
+KEY_BLOCK = re.compile(r"^[^\n]*-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", re.M | re.S)
+LEFT_OUT = "(left out: it names a secret)"
 
 
 def collect(folder: Path) -> dict[str, Any]:
@@ -30,8 +34,9 @@ def collect(folder: Path) -> dict[str, Any]:
 
 
 def without_secrets(text: str) -> str:
-    """The text without the lines that name a secret."""
-    return "\n".join("(left out: it names a secret)" if SECRET.search(line) else line for line in text.splitlines()) + "\n"
+    """The text without the lines that name a secret, and without private keys."""
+    lines = KEY_BLOCK.sub(LEFT_OUT, text).splitlines()
+    return "\n".join(LEFT_OUT if line != LEFT_OUT and SECRET.search(line) else line for line in lines) + "\n"
 
 
 def _git(folder: Path, *words: str) -> str | None:

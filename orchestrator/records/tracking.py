@@ -16,7 +16,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,16 @@ def make_store(uri: str) -> None:
 # sending ------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass
+class _Rows:
+    """What some entries say of one run."""
+
+    params: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, Any] = field(default_factory=dict)
+    metrics: list[Any] = field(default_factory=list)
+    ended: tuple[str, int] | None = None
+
+
 class Sender:
     """Sends a ledger's entries to MLflow. One instance a thread."""
 
@@ -148,11 +158,13 @@ class Sender:
         self._experiments: dict[str, str] = {}
         self._launches: dict[str, Launch] = {}
         self._runs: dict[tuple[str, int | None], str] = {}
-        self._fresh: set[str] = set()
+        self._found: set[str] = set()  # launches that were looked up
+        self._fresh: set[str] = set()  # runs that were made here, and have no rows yet
 
     def send(self) -> int:
         """Everything that isn't there yet, a batch a run; the number of entries sent. Raises MLflow's own exceptions."""
         sent = 0
+        self._found.clear()  # another command may have sent meanwhile
         while entries := self.ledger.entries(after=self.ledger.sent(self.destination), limit=2000):
             for (launch, trial), group in by_run(entries).items():
                 self._send_run(self._launch(launch), trial, group)
@@ -166,59 +178,67 @@ class Sender:
         return self._launches[launch]
 
     def _send_run(self, launch: Launch, trial: int | None, entries: Sequence[Entry]) -> None:
-        from mlflow.entities import Metric, RunTag
-
+        """What these entries say of one run. Every part of it may be sent again."""
         run_id = self._run(launch, trial, entries[0].at_ms)
-        metrics: list[Any] = []
-        tags: dict[str, str] = {}
-        params: dict[str, str] = {}
-        ended: tuple[str, int] | None = None
+        rows = _Rows()
         for entry in entries:
-            data = entry.data
+            self._collect(rows, launch, entry)
+        self._send_rows(run_id, rows)
+        for entry in entries:
             if entry.kind == "launched":
-                params |= {key: _text(value) for key, value in parameters(launch.experiment).items()}
-            elif entry.kind == "started":
-                params |= {key: _text(value) for key, value in data["params"].items()}
-                tags |= {"orchestrator.values": json.dumps(data["values"]), "orchestrator.state": "running"}
-                tags |= {f"orchestrator.{k}": _text(v) for k, v in data["env"].items()}
-            elif entry.kind == "epoch":
-                metrics += [Metric(key, value, entry.at_ms, data["epoch"]) for key, value in data["metrics"].items()]
-            elif entry.kind == "ended":
-                tags |= self._result_tags(launch, trial, data)
-                if trial is not None or launch.command == "train":
-                    ended = (STATUS[data["state"]], entry.at_ms)
-            elif entry.kind == "closed":
-                tags |= {f"orchestrator.{key}": _text(value) for key, value in data["tags"].items()} | {"mlflow.note.content": data["note"]}
-                if launch.command == "sweep":
-                    metrics += [Metric(key, value, entry.at_ms, 0) for key, value in data["metrics"].items()]
-                    ended = (STATUS[data["state"]], entry.at_ms)
-        self._send_params(run_id, params)
-        for start in range(0, len(metrics) or 1, 1000):
-            part = metrics[start : start + 1000]
-            if part or (tags and start == 0):
-                self.client.log_batch(run_id, metrics=part, tags=[RunTag(k, v) for k, v in tags.items()] if start == 0 else [])
-        for entry in entries:
-            if entry.kind == "kept":
-                self._send_kept(launch, trial, run_id, entry)
-            elif entry.kind == "closed" and entry.data.get("files"):
-                self._send_files(run_id, entry.data["files"])
-        if ended is not None:
-            self.client.set_terminated(run_id, *ended)
+                self._send_files(run_id, launch)
+            if entry.kind == ("launched" if trial is None else "started"):
+                self.client.log_inputs(run_id, [_dataset(launch)])
+            elif entry.kind == "kept":
+                self._send_kept(launch, run_id, entry)
+        if rows.ended is not None:
+            self.client.set_terminated(run_id, *rows.ended)
 
-    def _send_files(self, run_id: str, files: dict[str, str]) -> None:
-        for name, text in files.items():
-            self.client.log_text(run_id, text, name)
+    def _collect(self, rows: _Rows, launch: Launch, entry: Entry) -> None:
+        from mlflow.entities import Metric
 
-    def _send_params(self, run_id: str, params: dict[str, str]) -> None:
-        """Once, and apart from metrics: a parameter that changed is refused, and its batch is lost with it."""
-        from mlflow.entities import Param
+        data = entry.data
+        if entry.kind == "launched":
+            rows.params |= parameters(launch.experiment)
+        elif entry.kind == "started":
+            rows.params |= data["params"]
+            rows.tags |= {"orchestrator.values": data["values"]} | {f"orchestrator.{k}": v for k, v in data["env"].items()}
+        elif entry.kind == "epoch":
+            rows.metrics += [Metric(key, value, entry.at_ms, data["epoch"]) for key, value in data["metrics"].items()]
+        elif entry.kind == "ended":
+            rows.tags |= self._result_tags(launch, entry.trial, data)
+            if entry.trial is not None or launch.command == "train":
+                rows.ended = (STATUS[data["state"]], entry.at_ms)
+        elif entry.kind == "closed":
+            rows.tags |= {f"orchestrator.{key}": value for key, value in data["tags"].items()} | {"mlflow.note.content": data["note"]}
+            rows.ended = (STATUS[data["state"]], entry.at_ms)
+            if launch.command == "sweep":
+                rows.metrics += [Metric(key, value, entry.at_ms, 0) for key, value in data["metrics"].items()]
 
+    def _send_rows(self, run_id: str, rows: _Rows) -> None:
+        """A new run's rows in one call; else parameters apart: one that changed is refused, and what is sent with it is lost."""
+        from mlflow.entities import Param, RunTag
+
+        params, tags, metrics = rows.params, [RunTag(key, _text(value)) for key, value in rows.tags.items()], rows.metrics
         if run_id not in self._fresh and params:
             there = self.client.get_run(run_id).data.params
             params = {key: value for key, value in params.items() if key not in there}
-        items = [Param(key, value) for key, value in params.items()]
-        for start in range(0, len(items), 100):
-            self.client.log_batch(run_id, params=items[start : start + 100])
+        given = [Param(key, _text(value)) for key, value in params.items()]
+        if run_id in self._fresh and len(given) <= 100 and len(metrics) <= 800:
+            self._fresh.discard(run_id)
+            self.client.log_batch(run_id, metrics=metrics, params=given, tags=tags)
+            return
+        for start in range(0, len(given), 100):
+            self.client.log_batch(run_id, params=given[start : start + 100])
+        for start in range(0, len(metrics), 1000):
+            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        if tags:
+            self.client.log_batch(run_id, tags=tags)
+
+    def _send_files(self, run_id: str, launch: Launch) -> None:
+        self.client.log_text(run_id, to_yaml(launch.experiment), EXPERIMENT_FILE)
+        if launch.about.get("diff"):
+            self.client.log_text(run_id, launch.about["diff"], "uncommitted.diff")
 
     def _result_tags(self, launch: Launch, trial: int | None, data: dict[str, Any]) -> dict[str, str]:
         """What `runs` needs of a run beside its metrics; computed from all of its events, not from this batch's."""
@@ -238,31 +258,37 @@ class Sender:
 
     def _run(self, launch: Launch, trial: int | None, at_ms: int) -> str:
         """The run's MLflow id: known, looked up by its tag, or new."""
-        if (launch.id, trial) in self._runs:
-            return self._runs[launch.id, trial]
-        key = f"{launch.id}/{'parent' if trial is None else trial}"
-        experiment = self._experiment(launch.name)
-        found = self.client.search_runs([experiment], f"tags.`orchestrator.key` = '{key}'", max_results=2)
-        if found:
-            run_id = str(found[0].info.run_id)
-        else:
-            parent = None if trial is None else self._run(launch, None, launch.at_ms)
-            run_id = self._create(launch, trial, key, experiment, parent, launch.at_ms if trial is None else at_ms)
+        if launch.id not in self._found:
+            self._look_up(launch)
+        if (launch.id, trial) not in self._runs:
+            self._remember(launch, trial, self._create(launch, trial, launch.at_ms if trial is None else at_ms))
+        return self._runs[launch.id, trial]
+
+    def _look_up(self, launch: Launch) -> None:
+        """Every run of a launch that MLflow has, by the tags that identify it: one question a launch."""
+        experiment, token = self._experiment(launch.name), None
+        while True:
+            page = self.client.search_runs([experiment], f"tags.`orchestrator.launch` = '{launch.id}'", max_results=1000, page_token=token)
+            for run in page:
+                _, _, trial = run.data.tags["orchestrator.key"].partition("/")
+                self._remember(launch, None if trial == "parent" else int(trial), run.info.run_id)
+            token = page.token
+            if not token:
+                break
+        self._found.add(launch.id)
+
+    def _remember(self, launch: Launch, trial: int | None, run_id: str) -> None:
         self.ledger.identify(self.destination, launch.id, trial, run_id)
         self._runs[launch.id, trial] = run_id
-        return run_id
 
-    def _create(self, launch: Launch, trial: int | None, key: str, experiment: str, parent: str | None, at_ms: int) -> str:
+    def _create(self, launch: Launch, trial: int | None, at_ms: int) -> str:
+        parent = None if trial is None else self._run(launch, None, launch.at_ms)
         kind = "trial" if trial is not None else launch.command
+        key = f"{launch.id}/{'parent' if trial is None else trial}"
         name = f"{kind if trial is None else f'trial {trial}'} {launch.id}"
-        run_id = str(self.client.create_run(experiment, at_ms, _run_tags(launch, trial, key, kind, parent), name).info.run_id)
-        self._fresh.add(run_id)
-        self.client.log_inputs(run_id, [_dataset(launch)])
-        if trial is None:
-            self.client.log_text(run_id, to_yaml(launch.experiment), EXPERIMENT_FILE)
-            if launch.about.get("diff"):
-                self.client.log_text(run_id, launch.about["diff"], "uncommitted.diff")
-        return run_id
+        made = self.client.create_run(self._experiment(launch.name), at_ms, _run_tags(launch, trial, key, kind, parent), name)
+        self._fresh.add(made.info.run_id)
+        return str(made.info.run_id)
 
     def _experiment(self, name: str) -> str:
         if name not in self._experiments:
@@ -274,7 +300,7 @@ class Sender:
             self._experiments[name] = str(found.experiment_id if found is not None else self.client.create_experiment(name))
         return self._experiments[name]
 
-    def _send_kept(self, launch: Launch, trial: int | None, run_id: str, entry: Entry) -> None:
+    def _send_kept(self, launch: Launch, run_id: str, entry: Entry) -> None:
         """The bundle as a logged model of the run, and its test scores, linked to model and data; once."""
         from mlflow.entities import LoggedModelOutput, Metric
 
