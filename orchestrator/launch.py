@@ -144,36 +144,24 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
     """Run it: everything recorded as it happens, the winner's bundle at the end. An interrupt gives an outcome too."""
     check_store(destination())
     began = time.time()
-    with _ready(command, asked, address, show) as plan:
-        ledger = Ledger(home())
-        launch = _begin(ledger, command, asked, plan)
-        sender = BackgroundSender(home())
+    with contextlib.ExitStack() as connection:
+        found = connection.enter_context(_connected(address, 1, 0)) if address is not None else this_machine()
+        plan = plan_of(command, asked, found, on_cluster=address is not None)
+        show(plan)
+        ledger, sender = Ledger(home()), BackgroundSender(home())  # MLflow is imported while Ray starts
         try:
-            state, results = _drive(command, asked, plan, ledger, launch, show)
-        except OrchestratorError as error:
-            ledger.note(launch.id, None, "closed", _closing(launch, "failed", [], None, {}, str(error)))
+            if address is None and plan.executor != "inline":
+                connection.enter_context(_connected(None, plan.threads, found.cpus))
+            launch = _begin(ledger, command, asked, plan)
+            try:
+                state, results = _drive(command, asked, plan, ledger, launch, show)
+            except OrchestratorError as error:
+                ledger.note(launch.id, None, "closed", _closing(launch, "failed", [], None, {}, str(error)))
+                raise
+        except BaseException:
             sender.finish(FINISH_S)
             raise
     return _finish(asked, plan, ledger, launch, sender, state, results, began)
-
-
-@contextlib.contextmanager
-def _ready(command: Command, asked: Asked, address: str | None, show: Show) -> Iterator[Plan]:
-    """The plan, shown, and connected to Ray where it needs that."""
-    if address is None:
-        found = this_machine()
-        plan = plan_of(command, asked, found, on_cluster=False)
-        show(plan)
-        if plan.executor == "inline":
-            yield plan
-            return
-        with _connected(None, plan.threads, found.cpus):
-            yield plan
-        return
-    with _connected(address, 1, 0) as there:
-        plan = plan_of(command, asked, there, on_cluster=True)
-        show(plan)
-        yield plan
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from orchestrator.cli import deploy, look, output, run
-from orchestrator.errors import Note, OrchestratorError
+from orchestrator.errors import Note, OrchestratorError, Refused
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,9 +44,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     as_json = "--json" in sys.argv
     try:
-        app(standalone_mode=False)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
+        sys.exit(app(standalone_mode=False) or 0)  # a command's typer.Exit comes back as its code
     except OrchestratorError as error:
         output.error(error, as_json)
         sys.exit(error.exit_code)
@@ -56,6 +54,8 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a missing argument, an unknown option
             output.say(f"{error.format_message()} (see orchestrator --help)")
+            if as_json:
+                output.document(Refused(error.format_message()).document())
             sys.exit(2)
         if isinstance(error, BrokenPipeError):
             sys.exit(0)

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from orchestrator.errors import OrchestratorError
 from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted
-from orchestrator.experiment.plan import Plan
 
 if TYPE_CHECKING:
+    from orchestrator.experiment.plan import Plan
     from orchestrator.results import Result
 
 WIDE = None if sys.stdout.isatty() else 200
@@ -89,7 +89,7 @@ class Progress:
         self.started = self.ended = 0
 
     def __call__(self, event: Event | Plan) -> None:
-        if isinstance(event, Plan):
+        if not isinstance(event, Event):  # not by Plan: its module takes pydantic and a YAML parser
             self._planned(event)
         elif isinstance(event, RunStarted):
             self.started += 1
