@@ -250,6 +250,6 @@ def schema() -> dict[str, Any]:
 
 def doctor() -> r.Checked:
     """What works on this machine, what does not, and what to do."""
-    from orchestrator.doctor import check
+    from orchestrator.diagnosis import check
 
     return r.Checked(check(launching.home()))

@@ -1,0 +1,70 @@
+"""Find a cluster, or say that there is none; what travels to it."""
+
+from __future__ import annotations
+
+import socket
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cluster
+import models
+from cluster.connect import ClusterError, connect
+from cluster.resources import Found, of_cluster, this_machine
+from cluster.wheel import make_wheel
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    before = set(Path("/tmp").glob("orc-*"))
+    with (
+        pytest.raises(ClusterError, match=f"no Ray cluster answers at '127.0.0.1:{port}'"),
+        connect(f"127.0.0.1:{port}", "hook.not:called", {}, "0", {}, 0),
+    ):
+        pytest.fail("connected to nothing")
+    assert set(Path("/tmp").glob("orc-*")) <= before
+
+
+def test_the_travelling_wheel_holds_every_file_of_the_packages_and_no_dependency(tmp_path: Path) -> None:
+    packages = {m.__name__: Path(m.__file__ or "").parent for m in (cluster, models)}
+    wheel = make_wheel("orchestrator", "1.2", packages, tmp_path)
+    assert wheel.name == "orchestrator-1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as opened:
+        assert opened.testzip() is None
+        names = opened.namelist()
+        metadata = opened.read("orchestrator-1.2.dist-info/METADATA").decode()
+        record = opened.read("orchestrator-1.2.dist-info/RECORD").decode()
+    expected = {f"{n}/{p.relative_to(root).as_posix()}" for n, root in packages.items() for p in root.rglob("*.py")}
+    assert expected <= set(names)
+    assert not [name for name in names if "__pycache__" in name]
+    assert "Requires-Dist" not in metadata
+    assert {line.split(",")[0] for line in record.splitlines()} == set(names)
+
+
+def test_the_same_files_make_the_same_wheel(tmp_path: Path) -> None:
+    packages = {"models": Path(models.__file__ or "").parent}
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    one, two = (make_wheel("orchestrator", "1", packages, tmp_path / name).read_bytes() for name in ("a", "b"))
+    assert one == two
+
+
+def test_nodes_that_are_dead_and_nodes_without_cpus_are_counted_for_what_they_have() -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0, "memory": 8e9}},
+        {"Alive": True, "Resources": {"memory": 4e9}},
+        {"Alive": False, "Resources": {"CPU": 64.0}},
+    ]
+    found = of_cluster(nodes)
+    assert (found.per_node, found.cpus, found.gpus, found.memory_bytes) == (((4.0, 1.0), (0.0, 0.0)), 4.0, 1.0, 4_000_000_000)
+
+
+def test_this_machine_has_the_cpus_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    found = this_machine()
+    assert isinstance(found, Found)
+    assert (found.cpus, found.gpus) == (3.0, 0.0)
+    assert found.memory_bytes > 100_000_000

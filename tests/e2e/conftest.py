@@ -1,0 +1,257 @@
+"""The command line as a person types it: in a folder of its own, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.cli import app
+
+PROJECT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+DATA = Path(os.environ.get("ORCHESTRATOR_TEST_DATA", PROJECT.parent / "shared" / "data"))
+EXPERIMENT = "configs/digits-cnn.yaml"
+SHORT = ("sweep.trials=3", "training.epochs=2")
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """stdout, which must be exactly one JSON document."""
+        return json.loads(self.out)
+
+    @property
+    def errors(self) -> list[str]:
+        """The lines of stderr that say what is wrong."""
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+@dataclass
+class Shell:
+    """Types commands in a folder."""
+
+    folder: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    def start(self, *words: str) -> Started:
+        """Start a command in a process group of its own; its output goes to files, so that no pipe is ever full."""
+        said = Path(tempfile.mkdtemp(prefix="said-"))
+        with (said / "out").open("w") as out, (said / "err").open("w") as err:
+            process = subprocess.Popen(
+                [str(BIN / "orchestrator"), *words], cwd=self.folder, env=self.env, stdout=out, stderr=err, start_new_session=True
+            )
+        return Started(process, said)
+
+    def run(self, *words: str, code: int = 0, timeout_s: float = 240) -> Said:
+        """Run a command to its end; fails unless it exits with `code`, without a traceback."""
+        said = self.start(*words).finish(timeout_s)
+        assert said.code == code, f"orchestrator {' '.join(words)}: exit {said.code}, not {code}\n{said.out[-2000:]}\n{said.err[-3000:]}"
+        assert "Traceback (most recent call last)" not in said.err + said.out, said.err[-3000:]
+        return said
+
+    def client(self) -> Any:
+        """An MlflowClient on the folder's own store."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}")
+
+    def recorded(self, experiment: str = "digits-cnn") -> list[Any]:
+        """Every MLflow run of an experiment."""
+        client = self.client()
+        return list(client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000))
+
+
+@dataclass
+class Started:
+    """A command under way."""
+
+    process: subprocess.Popen[bytes]
+    said: Path
+
+    def finish(self, timeout_s: float) -> Said:
+        """Wait for its end; killed, with its group, when the time is up."""
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            pytest.fail(f"no end after {timeout_s} s\n{(self.said / 'err').read_text()[-3000:]}")
+        said = Said(self.process.returncode, (self.said / "out").read_text(), (self.said / "err").read_text())
+        shutil.rmtree(self.said, ignore_errors=True)
+        return said
+
+
+def wait_for(what: str, there: Callable[[], Any], timeout_s: float = 90) -> Any:
+    """Until `there()` is true, which is its answer; fails when the time is up."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := there()):
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        time.sleep(0.05)
+    return found
+
+
+def epochs_in_ledger(folder: Path) -> int:
+    """How many epochs are on disk."""
+    path = folder / ".orchestrator" / "ledger.sqlite"
+    if not path.exists():
+        return 0
+    try:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
+            return int(db.execute("select count(*) from entries where kind = 'epoch'").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0
+
+
+def clean_env() -> dict[str, str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_", "ORCHESTRATOR_"))}
+    return env | {"MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "200"}
+
+
+def open_shell(folder: Path) -> Shell:
+    shutil.copytree(PROJECT / "configs", folder / "configs")
+    return Shell(folder, clean_env())
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return open_shell(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, Any]:
+    """A folder in which the main job has run once, and what the sweep said."""
+    shell = open_shell(tmp_path_factory.mktemp("swept"))
+    return shell, shell.run("sweep", EXPERIMENT, *SHORT, "--json").json
+
+
+Typed = Callable[..., Said]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Typed:
+    """A command that is parsed, run and printed as in a terminal, but in this process: for refusals, which need no other one."""
+    for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def type_(*words: str, folder: Path = tmp_path, env: Mapping[str, str] | None = None) -> Said:
+        for name, value in (env or {}).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["orchestrator", *words])
+        before = signal.getsignal(signal.SIGTERM)
+        capsys.readouterr()
+        code = 0
+        try:
+            with warnings.catch_warnings():
+                app.main()
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        out, err = capsys.readouterr()
+        return Said(code, out, err)
+
+    return type_
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Two raylets on this machine, one CPU each, with token authentication."""
+
+    address: str
+    env: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Nodes]:
+    folder = Path(tempfile.mkdtemp(prefix="2n", dir="/tmp"))  # short: unix sockets lie below it
+    token = folder / "token"
+    token.write_text(secrets.token_hex(32))
+    token.chmod(0o600)
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    env = clean_env() | own | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+    head, first, second = _free_ports(3)
+    nodes: list[subprocess.Popen[bytes]] = []
+    try:
+        nodes.append(
+            _start_node(
+                ["--head", f"--port={head}", "--include-dashboard=false", f"--temp-dir={folder}/h"], first, 0, env, folder / "h.log"
+            )
+        )
+        _wait_for_node(nodes[0], folder / "h.log")
+        nodes.append(_start_node([f"--address=127.0.0.1:{head}", f"--temp-dir={folder}/w"], second, 1, env, folder / "w.log"))
+        _wait_for_node(nodes[1], folder / "w.log")
+        yield Nodes(f"127.0.0.1:{head}", own)
+    finally:
+        for node in reversed(nodes):
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGTERM)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    node.wait(5)
+        for pid in _running_below(folder):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for node in nodes:
+            node.kill()
+            node.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _running_below(folder: Path) -> list[int]:
+    """The processes that were started with a path below the folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if f"{folder}/".encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
+
+
+def _free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
+def _start_node(words: Sequence[str], agent: int, place: int, env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    workers = 22000 + 200 * place
+    common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=150000000", "--disable-usage-stats", "--block"]
+    ports = [f"--dashboard-agent-listen-port={agent}", f"--min-worker-port={workers}", f"--max-worker-port={workers + 199}"]
+    with log.open("w") as out:
+        return subprocess.Popen(
+            [str(BIN / "ray"), "start", *words, *ports, *common], env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _wait_for_node(node: subprocess.Popen[bytes], log: Path) -> None:
+    def there() -> bool:
+        assert node.poll() is None, log.read_text()[-3000:]
+        return "Ray runtime started" in log.read_text()
+
+    wait_for("the node", there)

@@ -1,0 +1,53 @@
+"""A cluster of two nodes on this machine, with a token, from a folder whose own packages raise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import EXPERIMENT, PROJECT, Nodes, Shell, Typed, open_shell
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def shell(two_nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    shell = open_shell(tmp_path_factory.mktemp("cluster"))
+    shell.env |= two_nodes.env
+    for name in ("models", "pipelines", "cluster"):
+        (shell.folder / name).mkdir()
+        (shell.folder / name / "__init__.py").write_text("raise RuntimeError('the package of the user')\n")
+    return shell
+
+
+def nodes_of(shell: Shell, sweep: Any) -> set[str]:
+    return {shell.client().get_run(trial["run_id"]).data.tags["orchestrator.nodes"] for trial in sweep["trials"]}
+
+
+def test_a_sweep_uses_both_nodes(shell: Shell, two_nodes: Nodes) -> None:
+    words = ("sweep.trials=4", "training.epochs=2", "--address", two_nodes.address, "--json")
+    sweep = shell.run("sweep", EXPERIMENT, *words).json
+    assert {trial["state"] for trial in sweep["trials"]} <= {"finished", "stopped"}
+    assert len(sweep["trials"]) == 4
+    assert len(nodes_of(shell, sweep)) == 2, "one node did everything"
+
+
+def test_a_run_of_two_workers_has_a_rank_on_each_node(shell: Shell, two_nodes: Nodes) -> None:
+    words = ("training.epochs=2", "scaling.workers=2", "--address", two_nodes.address, "--json")
+    trained = shell.run("train", EXPERIMENT, *words).json
+    assert (trained["state"], trained["executor"], trained["workers"], trained["epochs"]) == ("finished", "ddp", 2, 2)
+    assert len(set(trained["nodes"])) == 2, "both ranks on one node"
+    assert trained["test"]["test_accuracy"] > 0.5
+
+
+def test_more_workers_than_the_cluster_has_are_refused(shell: Shell, two_nodes: Nodes) -> None:
+    refused = shell.run("train", EXPERIMENT, "scaling.workers=500", "--address", two_nodes.address, code=2)
+    assert len(refused.errors) == 1
+    assert "the cluster has 2 CPUs" in refused.errors[0]
+
+
+def test_an_address_where_nothing_answers_is_refused_at_once(typed: Typed) -> None:
+    refused = typed("train", str(PROJECT / EXPERIMENT), "--address", "127.0.0.1:1", "--json")
+    assert refused.code == 2
+    assert "no Ray cluster answers at '127.0.0.1:1'" in refused.json["errors"][0]["message"]

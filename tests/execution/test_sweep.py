@@ -1,0 +1,276 @@
+"""The driving loop, with an executor in memory: what is recorded, in which order, and who is stopped."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted
+from orchestrator.execution.executor import SlotEvent
+from orchestrator.execution.search import OneRun, Search
+from orchestrator.execution.sweep import Rules, drive, plateau, replay
+from orchestrator.experiment.config import Experiment
+from orchestrator.experiment.read import space_of
+from orchestrator.records.ledger import Launch, Ledger
+from tests.execution.conftest import MakeExperiment
+
+EPOCHS = 8
+RULES = Rules("val_accuracy", "max")
+SPACE = "sweep.space={optimizer.lr: {loguniform: [1e-4, 1.0]}, model.dropout: {uniform: [0.0, 0.5]}}"
+Score = Callable[[int, int], float]
+
+
+class Memory:
+    """An executor in memory: `score` of (trial, epoch); each `wait` gives the next event of every busy slot."""
+
+    def __init__(self, slots: int, score: Score, log: list[Any] | None = None, epochs: int = EPOCHS) -> None:
+        self.slots, self.score, self.epochs = slots, score, epochs
+        self.log = [] if log is None else log
+        self.busy: dict[int, tuple[int, int]] = {}
+        self.stopped: set[int] = set()
+
+    def start(self, slot: int, job: Any) -> None:
+        assert slot not in self.busy
+        self.log.append(("start", job.trial))
+        self.busy[slot] = (job.trial, 0)
+
+    def wait(self) -> list[SlotEvent]:
+        assert self.busy, "a wait without a job would never end"
+        return [(slot, self._next(slot)) for slot in list(self.busy)]
+
+    def _next(self, slot: int) -> EpochEnded | RunEnded:
+        trial, epoch = self.busy[slot]
+        if slot in self.stopped or epoch == self.epochs:
+            del self.busy[slot]
+            state = "stopped" if slot in self.stopped else "finished"
+            self.stopped.discard(slot)
+            return RunEnded(trial, state, 1000)  # type: ignore[arg-type]
+        self.busy[slot] = (trial, epoch + 1)
+        try:
+            return EpochEnded(trial, epoch + 1, {"val_accuracy": self.score(trial, epoch + 1)}, 1000, epoch + 1 == self.epochs)
+        except ArithmeticError as error:
+            del self.busy[slot]
+            return RunEnded(trial, "failed", 1000, error=str(error))
+
+    def verdict(self, slot: int, go_on: bool) -> None:
+        self.log.append(("verdict", self.busy[slot][0], self.busy[slot][1], go_on))
+        if not go_on:
+            self.stopped.add(slot)
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def make(trial: int, values: dict[str, Any]) -> tuple[Any, RunStarted]:
+    return SimpleNamespace(trial=trial), RunStarted(trial, 1000, values, values)
+
+
+def searching(experiment: Experiment, trials: int) -> Search:
+    return Search(experiment, space_of(experiment), EPOCHS, trials)
+
+
+def swept(search: Any, memory: Memory, rules: Rules = RULES) -> list[Event]:
+    events: list[Event] = []
+
+    def append(new: Sequence[Event]) -> None:
+        events.extend(new)
+        memory.log.extend(("append", event) for event in new)
+
+    drive(memory, search, make, append, rules)
+    return events
+
+
+def good(trial: int, epoch: int) -> float:
+    return 0.8 + epoch / 100 + trial / 1000
+
+
+def test_every_event_is_recorded_before_it_has_a_consequence(experiment: MakeExperiment) -> None:
+    memory = Memory(2, good)
+    events = swept(searching(experiment(SPACE), 6), memory)
+    recorded = [entry[1] for entry in memory.log if entry[0] == "append"]
+    assert recorded == events
+    for place, entry in enumerate(memory.log):
+        before = [other[1] for other in memory.log[:place] if other[0] == "append"]
+        if entry[0] == "start":
+            assert any(isinstance(e, RunStarted) and e.trial == entry[1] for e in before)
+        if entry[0] == "verdict":
+            _, trial, epoch, go_on = entry
+            [event] = [e for e in before if isinstance(e, EpochEnded) and (e.trial, e.epoch) == (trial, epoch)]
+            assert go_on == (event.verdict == "continue")
+
+
+def test_every_trial_has_its_start_its_epochs_in_order_and_its_end(experiment: MakeExperiment) -> None:
+    events = swept(searching(experiment(SPACE, "sweep.scheduler=none"), 5), Memory(2, good))
+    for trial in range(5):
+        started, *epochs, ended = [e for e in events if e.trial == trial]
+        assert isinstance(started, RunStarted)
+        assert [e.epoch for e in epochs] == list(range(1, EPOCHS + 1))  # type: ignore[union-attr]
+        assert isinstance(ended, RunEnded)
+        assert ended.state == "finished"
+    assert {e.trial for e in events} == set(range(5))
+
+
+def test_a_free_slot_takes_the_next_trial_before_the_loop_waits_again(experiment: MakeExperiment) -> None:
+    memory = Memory(3, good)
+    busy: list[int] = []
+    search = searching(experiment(SPACE, "sweep.scheduler=none"), 7)
+    wait = memory.wait
+
+    def watched() -> list[SlotEvent]:
+        if search.asked < 7:
+            busy.append(len(memory.busy))
+        return wait()
+
+    memory.wait = watched  # type: ignore[method-assign]
+    swept(search, memory)
+    assert set(busy) == {3}
+
+
+def test_asha_stops_a_hopeless_trial_and_says_so(experiment: MakeExperiment) -> None:
+    def score(trial: int, epoch: int) -> float:
+        return 0.1 if trial == 5 else good(trial, epoch)
+
+    asked = experiment(SPACE, "sweep.scheduler={name: asha, grace_period: 2, reduction_factor: 2}")
+    events = swept(searching(asked, 6), Memory(1, score))
+    hopeless = [e for e in events if e.trial == 5]
+    assert [e.verdict for e in hopeless if isinstance(e, EpochEnded)] == ["continue", "asha"]
+    assert isinstance(hopeless[-1], RunEnded)
+    assert (hopeless[-1].state, hopeless[-1].stopped_by) == ("stopped", "asha")
+    assert [e.state for e in events if isinstance(e, RunEnded) and e.trial == 0] == ["finished"]
+
+
+def test_a_run_is_stopped_after_so_many_epochs_without_a_better_value() -> None:
+    curve = [0.1, 0.5, 0.4, 0.5, 0.6, 0.6, 0.6, 0.7]
+    events = swept(OneRun(), Memory(1, lambda trial, epoch: curve[epoch - 1]), replace(RULES, patience=2))
+    assert [e.verdict for e in events if isinstance(e, EpochEnded)] == ["continue", "continue", "continue", "patience"]
+    assert (events[-1].state, events[-1].stopped_by) == ("stopped", "patience")  # type: ignore[union-attr]
+
+
+def test_a_run_is_not_stopped_at_its_last_epoch() -> None:
+    events = swept(OneRun(), Memory(1, lambda trial, epoch: 0.5), replace(RULES, patience=EPOCHS - 1))
+    assert (events[-1].state, events[-1].stopped_by) == ("finished", None)  # type: ignore[union-attr]
+
+
+def test_the_plateau_is_counted_from_the_first_of_the_best_scores() -> None:
+    assert (plateau([0.1, 0.5, 0.5], "max"), plateau([0.3, 0.2, 0.4], "min"), plateau([0.1], "max")) == (1, 1, 0)
+
+
+def test_a_failed_trial_frees_its_slot_and_the_others_go_on(experiment: MakeExperiment) -> None:
+    def score(trial: int, epoch: int) -> float:
+        if trial == 1 and epoch == 2:
+            raise ArithmeticError("train_loss is nan")
+        return good(trial, epoch)
+
+    events = swept(searching(experiment(SPACE, "sweep.scheduler=none"), 4), Memory(2, score))
+    ended = {e.trial: (e.state, e.error) for e in events if isinstance(e, RunEnded)}
+    assert ended == {0: ("finished", None), 1: ("failed", "train_loss is nan"), 2: ("finished", None), 3: ("finished", None)}
+
+
+@pytest.mark.parametrize(("reason", "state", "error"), [(KeyboardInterrupt(), "interrupted", None), (OSError("gone"), "failed", "gone")])
+def test_what_is_cut_off_is_recorded_and_the_reason_is_raised_again(
+    experiment: MakeExperiment, reason: BaseException, state: str, error: str | None
+) -> None:
+    def score(trial: int, epoch: int) -> float:
+        if (trial, epoch) == (1, 3):
+            raise reason
+        return good(trial, epoch)
+
+    events: list[Event] = []
+    with pytest.raises(type(reason)):
+        drive(Memory(2, score), searching(experiment(SPACE), 9), make, events.extend, RULES)
+    assert [(e.trial, e.state, e.error) for e in events if isinstance(e, RunEnded)] == [(0, state, error), (1, state, error)]
+
+
+def test_an_epoch_that_was_judged_before_is_told_to_go_on_and_counts_once(experiment: MakeExperiment) -> None:
+    memory = Memory(1, lambda trial, epoch: 0.5, epochs=3)
+    told: list[int] = []
+
+    class Listening(OneRun):
+        def tell(self, trial: None, epoch: int, score: float) -> bool:
+            told.append(epoch)
+            return False
+
+    again = memory._next
+
+    def twice(slot: int) -> EpochEnded | RunEnded:
+        event = again(slot)
+        if isinstance(event, EpochEnded) and event.epoch == 2 and not getattr(memory, "restarted", False):
+            memory.restarted = True  # type: ignore[attr-defined]
+            memory.busy[slot] = (event.trial, 0)  # type: ignore[assignment]
+        return event
+
+    memory._next = twice  # type: ignore[method-assign]
+    swept(Listening(), memory)
+    assert told == [1, 2, 3]
+
+
+# replay -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(experiment: MakeExperiment, tmp_path: Path) -> tuple[Experiment, Ledger]:
+    """A sweep with stopped and failed trials and two slots, in a ledger."""
+
+    def score(trial: int, epoch: int) -> float:
+        if trial == 3:
+            raise ArithmeticError("no number")
+        return {2: 0.1, 4: 0.2}.get(trial, good(trial, epoch))
+
+    asked = experiment(SPACE, "sweep.scheduler={name: asha, reduction_factor: 2}")
+    ledger = Ledger(tmp_path / "home")
+    ledger.launch(Launch("one", "sweep", "small", asked.plain(), "val_accuracy", "max", "data", str(tmp_path)))
+    drive(Memory(2, score), searching(asked, 12), make, lambda events: ledger.append("one", events), RULES)
+    return asked, ledger
+
+
+def test_a_recorded_sweep_replays_without_a_difference(recorded: tuple[Experiment, Ledger]) -> None:
+    asked, ledger = recorded
+    search, events = searching(asked, 14), ledger.events("one")
+    assert {e.state for e in events if isinstance(e, RunEnded)} == {"finished", "stopped", "failed"}
+    assert replay(search, events, RULES) == []
+    assert search.ask() is not None, "a replayed search goes on"
+
+
+def test_a_sweep_that_was_cut_off_replays_and_goes_on_as_if_it_had_not_been(recorded: tuple[Experiment, Ledger]) -> None:
+    asked, ledger = recorded
+    events = ledger.events("one")
+    place = [place for place, e in enumerate(events) if isinstance(e, RunStarted)][-1]
+    search = searching(asked, 12)
+    assert replay(search, events[:place], RULES) == []
+    assert search.ask() == (events[place].trial, events[place].values)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("change", "of", "says"),
+    [
+        ("'$.values.\"optimizer.lr\"', 0.5", "kind = 'started' and trial = 4", "trial 4: the ledger has"),
+        (
+            "'$.verdict', 'asha'",
+            "kind = 'epoch' and trial = 1 and json_extract(data, '$.epoch') = 1",
+            "trial 1: the ledger has the verdict asha, the search says continue",
+        ),
+        (
+            "'$.stopped_by', 'patience'",
+            "kind = 'ended' and trial = 2",
+            "trial 2: the ledger has the verdict patience, the search says asha",
+        ),
+    ],
+)
+def test_a_tampered_ledger_is_noticed(recorded: tuple[Experiment, Ledger], change: str, of: str, says: str) -> None:
+    asked, ledger = recorded
+    with sqlite3.connect(ledger.path) as db:
+        assert db.execute(f"update entries set data = json_set(data, {change}) where {of}").rowcount == 1
+    [difference, *_] = replay(searching(asked, 12), ledger.events("one"), RULES)
+    assert difference.startswith(says)
+
+
+def test_another_seed_is_noticed_at_the_first_trial_that_differs(recorded: tuple[Experiment, Ledger]) -> None:
+    asked, ledger = recorded
+    other = asked.model_copy(update={"sweep": asked.sweep.model_copy(update={"seed": 99})})
+    assert [d.split(":")[0] for d in replay(searching(other, 12), ledger.events("one"), RULES)] == ["trial 1"]

@@ -1,0 +1,109 @@
+"""A folder with an MLflow store and a ledger in it, and a sweep to record."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, State
+from orchestrator.records import tracking
+from orchestrator.records.ledger import Launch, Ledger
+from tests.conftest import MakeExperiment
+
+AT = 1_700_000_000_000
+ABOUT = {
+    "commit": "c0ffee",
+    "dirty": True,
+    "diff": "+LR = 0.2\n",
+    "versions": {"torch": "2"},
+    "user": "somebody",
+    "machine": "here (2 CPUs)",
+    "source": "orchestrator sweep corners.yaml",
+    "data": {"source": "corners", "path": None, "columns": [{"type": "image", "name": "image"}], "rows": {"train": 90}},
+}
+ENDS: dict[int, tuple[State, str | None, str | None]] = {
+    0: ("finished", None, None),
+    1: ("stopped", "asha", None),
+    2: ("failed", None, "ValueError: no (nets.py:6)"),
+    3: ("interrupted", None, None),
+}
+Record = Callable[..., Launch]
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new store, made once: it takes longer than all that is written to it."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    tracking.make_store(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def folder(empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with an empty store."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def ledger(folder: Path) -> Iterator[Ledger]:
+    made = Ledger(folder / ".orchestrator")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def begin(ledger: Ledger, make_experiment: MakeExperiment) -> Record:
+    """Begin a launch in the ledger."""
+
+    def made(name: str = "sweep-1", command: str = "sweep", at_ms: int = AT, **about: Any) -> Launch:
+        experiment = make_experiment("sweep.space.optimizer.lr={loguniform: [1e-3, 1e-1]}")
+        launch = Launch(name, command, "corners", experiment.plain(), "val_accuracy", "max", "f" * 40, "/experiments", ABOUT | about, at_ms)
+        ledger.launch(launch)
+        return launch
+
+    return made
+
+
+def events(trial: int | None, end: tuple[State, str | None, str | None], scores: tuple[float, ...] = (0.5, 0.7, 0.6)) -> list[Event]:
+    """A run's events: an epoch for each score."""
+    at, lr = AT + 1000 * ((trial or 0) + 1), 0.01 * ((trial or 0) + 1)
+    params = {"optimizer.lr": lr, "optimizer.name": "adam", "model.channels": [4, 6]}
+    found: list[Event] = [RunStarted(trial, at, {"optimizer.lr": lr}, params, {"executor": "inline", "world_size": 1})]
+    for epoch, score in enumerate(scores, start=1):
+        metrics = {"train_loss": 1 / epoch, "val_loss": 1.0 - score, "val_accuracy": score - 0.01 * (trial or 0)}
+        found.append(EpochEnded(trial, epoch, metrics, at + epoch, epoch == len(scores), "continue"))
+    state, stopped_by, error = end
+    return [*found, RunEnded(trial, state, at + 100, stopped_by, error, "/trace" if error else None, 1.5, ("here",))]
+
+
+@pytest.fixture
+def record(ledger: Ledger, begin: Record) -> Record:
+    """Record a whole sweep: a run of each end, the winner's bundle, the closing."""
+
+    def made(name: str = "sweep-1", **about: Any) -> Launch:
+        launch = begin(name, **about)
+        for trial, end in ENDS.items():
+            ledger.append(launch.id, events(trial, end))
+        bundle = ledger.path.parent / "bundles" / f"{name}-0"
+        bundle.mkdir(parents=True)
+        (bundle / "MLmodel").write_text("flavors: {}\n")
+        (bundle / "weights.safetensors").write_bytes(b"weights")
+        ledger.note(launch.id, 0, "kept", {"bundle": str(bundle), "epoch": 2, "test": {"test_accuracy": 0.65, "test_loss": 0.4}})
+        closing = {
+            "state": "finished",
+            "tags": {"state": "finished", "best_trial": 0},
+            "metrics": {"val_accuracy": 0.7},
+            "note": "| table |",
+        }
+        ledger.note(launch.id, None, "closed", closing)
+        return launch
+
+    return made

@@ -1,0 +1,163 @@
+"""Checkpoints: what is read is what was saved, whole or not at all, and damage is noticed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orchestrator.training import checkpoint
+from orchestrator.training.checkpoint import NAME, CheckpointError, Writer, from_bytes, load, read_file, to_bytes, write_file
+
+EVERY_DTYPE = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
+
+
+def state() -> dict[str, Any]:
+    return {
+        "tensors": {str(dtype): torch.tensor([[0, 1], [1, 3]]).to(dtype) for dtype in EVERY_DTYPE},
+        "empty": torch.zeros(0, 3),
+        "step": torch.tensor(5.0),
+        "strided": torch.arange(24.0).reshape(2, 3, 2, 2).to(memory_format=torch.channels_last),
+        "by number": {0: {"exp_avg": torch.ones(2)}, 1: {"lr": 0.1 + 0.2, "betas": [0.9, 0.999], "fused": True, "nothing": None}},
+        "history": [{"epoch": 1, "metrics": {"val_loss": 1e-17}}],
+    }
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal in values, types, dtypes and keys."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and a == b
+
+
+def test_a_state_survives_the_file_with_every_type_and_key(tmp_path: Path) -> None:
+    writer = Writer(str(tmp_path))
+    writer.save(state())
+    writer.flush()
+    assert same(load(str(tmp_path)), state())
+
+
+@pytest.mark.parametrize("name", ["Adam", "SGD", "RMSprop"])
+def test_an_optimizer_s_state_survives_to_the_last_bit(name: str) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Linear(3, 2).to(torch.bfloat16)
+    optimizer = getattr(torch.optim, name)(module.parameters(), lr=0.1, **({"momentum": 0.9} if name == "SGD" else {}))
+    module(torch.ones(1, 3, dtype=torch.bfloat16)).sum().backward()
+    optimizer.step()
+    before = optimizer.state_dict()
+    optimizer.load_state_dict(from_bytes(to_bytes(before), "it"))
+    after = optimizer.state_dict()
+    assert before["state"].keys() == after["state"].keys() == {0, 1}
+    assert all(
+        torch.equal(a, b) for k in before["state"] for a, b in zip(before["state"][k].values(), after["state"][k].values(), strict=True)
+    )
+    assert before["param_groups"][0]["params"] == after["param_groups"][0]["params"]
+
+
+def test_there_is_none_where_none_was_written(tmp_path: Path) -> None:
+    assert load(str(tmp_path / "nowhere")) is None
+
+
+def test_a_file_uri_is_a_folder(tmp_path: Path) -> None:
+    write_file(f"file://{tmp_path}/deep/er", "a", b"content")
+    assert (tmp_path / "deep" / "er" / "a").read_bytes() == b"content"
+    assert read_file(f"file://{tmp_path}/deep/er", "a") == b"content"
+
+
+def test_one_changed_byte_anywhere_is_noticed() -> None:
+    content = to_bytes({"weights": torch.arange(50.0), "epoch": 12345})
+    undamaged = from_bytes(content, "it")
+    for place in range(len(content)):
+        damaged = bytearray(content)
+        damaged[place] ^= 1
+        try:
+            read = from_bytes(bytes(damaged), "it")
+        except CheckpointError:
+            continue
+        assert same(read, undamaged), place  # a changed byte that changes nothing: the order of the header's keys, white space
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 100, -1])
+def test_a_truncated_file_is_noticed_by_its_name(length: int, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(to_bytes({"weights": torch.arange(50.0)})[:length])
+    with pytest.raises(CheckpointError, match=f"^checkpoint '{tmp_path}/{NAME}' is damaged: "):
+        load(str(tmp_path))
+
+
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_write_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(str(tmp_path))
+    writer.save({"epoch": 1})
+    writer.flush()
+    monkeypatch.setattr(os, "fsync", full)
+    writer.save({"epoch": 2})
+    with pytest.raises(CheckpointError, match=f"can't write '{tmp_path}/{NAME}': No space left on device"):
+        writer.flush()
+    assert load(str(tmp_path)) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+
+
+def test_a_file_is_seen_when_it_is_whole_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(str(tmp_path), NAME, b"old")
+    seen: list[bytes] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (fsync(descriptor), seen.append((tmp_path / NAME).read_bytes())))
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        write_file(str(tmp_path), NAME, b"new")
+    assert seen == [b"old"]
+    assert (tmp_path / NAME).read_bytes() == b"old"
+
+
+def test_a_write_that_failed_is_said_by_the_next_save_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(str(tmp_path))
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", full)
+        writer.save({"epoch": 1})
+        with pytest.raises(CheckpointError, match="No space left"):
+            writer.save({"epoch": 2})
+    writer.save({"epoch": 3})
+    writer.flush()
+    assert load(str(tmp_path)) == {"epoch": 3}
+
+
+def test_a_place_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"can't write '.*/file/run/a': Not a directory"):
+        write_file(str(tmp_path / "file" / "run"), "a", b"")
+
+
+def test_a_state_that_can_t_be_written_is_said_too(tmp_path: Path) -> None:
+    writer = Writer(str(tmp_path))
+    writer.save({"path": Path()})
+    with pytest.raises(CheckpointError, match="not JSON serializable"):
+        writer.flush()
+
+
+def test_what_is_written_is_the_state_when_it_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = torch.ones(1000)
+    monkeypatch.setattr(checkpoint, "to_bytes", lambda copied: (weights.zero_(), to_bytes(copied))[1])
+    writer = Writer(str(tmp_path))
+    writer.save({"weights": weights})
+    writer.flush()
+    assert weights.sum() == 0
+    assert load(str(tmp_path))["weights"].sum() == 1000
+
+
+def test_a_later_save_of_other_shapes_replaces_the_one_before(tmp_path: Path) -> None:
+    writer = Writer(str(tmp_path))
+    for tensor in (torch.ones(3), torch.ones(2, 2), torch.ones(2, 2, dtype=torch.int64)):
+        writer.save({"a": tensor})
+    writer.flush()
+    assert same(load(str(tmp_path)), {"a": torch.ones(2, 2, dtype=torch.int64)})
