@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -308,7 +309,7 @@ class _Reader:
         known = [f.name for f in dataclasses.fields(cls)]
         wrong = self._unknown(key, given, [*also, *known], f"option of {of}" if of else "option")
         try:
-            made: Any = TypeAdapter(cls).validate_python({k: v for k, v in given.items() if k in known})
+            made: Any = _adapter(cls).validate_python({k: v for k, v in given.items() if k in known})
         except ValidationError as error:
             self._pydantic(key, error)
             return None
@@ -416,7 +417,7 @@ class _SpaceCheck:
             return
         for value in domain.examples():
             try:
-                made = getattr(TypeAdapter(cls).validate_python({option: value}), option)
+                made = getattr(_adapter(cls).validate_python({option: value}), option)
                 says = [message for _, message in _conversions(option, value, made)]
             except ValidationError as error:
                 says = [_sentence(e["msg"]) for e in error.errors() if e["loc"][:1] == (option,)]
@@ -476,6 +477,12 @@ def _conversions(key: str, given: Any, made: Any) -> Iterator[tuple[str, str]]:
         yield key, f"it must be a number, not {given!r}"
     elif isinstance(made, float) and not math.isfinite(made):
         yield key, f"it must be a finite number, not {made}"
+
+
+@functools.cache
+def _adapter(cls: type) -> TypeAdapter[Any]:
+    """Making one costs more than validating with it, and every trial is validated."""
+    return TypeAdapter(cls)
 
 
 def _sentence(message: str) -> str:

@@ -30,7 +30,7 @@ from orchestrator.records.ledger import Entry, Launch, Ledger, by_run
 
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 EXPERIMENT_FILE = "experiment.yaml"
-POLL_S = 1.0
+POLL_S = 2.0
 
 
 def destination() -> str:
@@ -419,7 +419,7 @@ class BackgroundSender:
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # Linux: of this thread
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # Linux: of this thread
         ledger, sender, wait_s = Ledger(self.folder), None, POLL_S
         try:
             while True:

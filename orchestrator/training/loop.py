@@ -169,9 +169,10 @@ class Training:
         batch = self.encoder.tensors(piece)
         with autocast(self.settings.precision, self.device):
             outputs = self.net(batch)
-        loss = self.family.loss(outputs, batch).sum()
-        (loss * scale if self.scaler is None else self.scaler.scale(loss * scale)).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        rows = self.family.loss(outputs, batch)
+        weights = rows.new_full(rows.shape, scale)  # of each row in the gradient: cheaper than summing and scaling in the graph
+        (rows if self.scaler is None else self.scaler.scale(rows)).backward(weights)  # type: ignore[no-untyped-call]
+        return rows.detach().sum()
 
     def _update(self) -> None:
         if self.scaler is not None:

@@ -87,9 +87,11 @@ class RMSprop:
 
 def build(optimizer: Any, config: Any, module: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of a module's parameters, weight decay on those of two dimensions and more."""
-    matrices = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in module.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    trained = [p for p in module.parameters() if p.requires_grad]
+    groups: Groups = [{"params": trained, "weight_decay": 0.0}]  # one group where one will do: each costs a call a step
+    if config.weight_decay:
+        matrices, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     made: torch.optim.Optimizer = optimizer.build([g for g in groups if g["params"]], config)
     return made
 

@@ -25,6 +25,7 @@ from orchestrator.events import EpochEnded, RunEnded, better
 from orchestrator.experiment.config import Experiment
 from orchestrator.training import checkpoint, seeds
 from orchestrator.training.loop import Diverged, Settings, Training
+from orchestrator.training.memory import keep_freed_memory
 from orchestrator.training.optim import OPTIMIZERS
 from pipelines import batches
 from pipelines.prepare import Prepared
@@ -111,6 +112,7 @@ class _Trial:
     def __init__(self, job: Job, place: Place) -> None:
         self.job, self.place, self.experiment = job, place, job.experiment
         torch.set_num_threads(job.threads)
+        keep_freed_memory()
         seeds.set_all(job.experiment.training.seed)
         self.prepared, train, validation = _data(job.data, place.device)
         family = build_family(job.experiment, self.prepared.schema, job.folder)
