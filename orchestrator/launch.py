@@ -155,13 +155,16 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
             launch = _begin(ledger, command, asked, plan)
             try:
                 state, results = _drive(command, asked, plan, ledger, launch, show)
+                winner = _conclude(asked, ledger, launch, state, results)
             except OrchestratorError as error:
                 ledger.note(launch.id, None, "closed", _closing(launch, "failed", [], None, {}, str(error)))
                 raise
         except BaseException:
             sender.finish(FINISH_S)
             raise
-    return _finish(asked, plan, ledger, launch, sender, state, results, began)
+        sender.stop()  # it sends the rest while Ray ends
+    left = sender.finish(FINISH_S)
+    return _outcome(ledger, launch, plan, state, winner, left, sender.problem, began)
 
 
 @contextlib.contextmanager
@@ -267,28 +270,48 @@ def run_key(launch: str, trial: int | None) -> str:
     return launch if trial is None else f"{launch}-{trial}"
 
 
-def _finish(
-    asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, sender: BackgroundSender, state: str, results: list[TrialResult], began: float
-) -> Outcome:
-    """The winner's bundle and its test scores, once; then the end of the launch, and what MLflow still lacks of it."""
+@dataclass(frozen=True)
+class Winner:
+    """The best run of a launch, its bundle, and its scores on test."""
+
+    run: TrialResult
+    bundle: Path
+    test: dict[str, float]
+
+
+def _conclude(asked: Asked, ledger: Ledger, launch: Launch, state: str, results: list[TrialResult]) -> Winner | None:
+    """The winner's bundle and its test scores, once; then the end of the launch is recorded."""
     ranked = best_first(results, launch.metric, launch.mode)
     best = next((r for r in ranked if r.best is not None and r.state in ("finished", "stopped")), None)
-    bundle: Path | None = None
-    test: dict[str, float] = {}
-    if best is not None:
-        bundle, test = keep(ledger, launch, asked, best)
-    ledger.note(launch.id, None, "closed", _closing(launch, state, ranked, best, test, None))
-    left = sender.finish(FINISH_S)
-    ids = ledger.identities(destination(), launch.id)
-    results = [dataclasses.replace(r, run_id=ids.get(r.trial)) for r in results]
-    winner = dataclasses.replace(best, run_id=ids.get(best.trial)) if best else None
-    nodes = next(
-        (e.nodes for e in reversed(ledger.events(launch.id)) if isinstance(e, RunEnded) and (best is None or e.trial == best.trial)), ()
-    )
+    winner = Winner(best, *keep(ledger, launch, asked, best)) if best is not None else None
+    ledger.note(launch.id, None, "closed", _closing(launch, state, ranked, best, winner.test if winner else {}, None))
+    return winner
+
+
+def _outcome(
+    ledger: Ledger, launch: Launch, plan: Plan, state: str, winner: Winner | None, left: int, problem: str | None, began: float
+) -> Outcome:
+    """What the launch came to, with the MLflow ids that its runs have got."""
+    results = ledger.results(launch.id, destination())
+    ends = [event for event in ledger.events(launch.id) if isinstance(event, RunEnded)]
+    of_winner = [event for event in ends if winner is None or event.trial == winner.run.trial]
+    best = next((r for r in results if winner is not None and r.trial == winner.run.trial), None)
+    run_id = ledger.identities(destination(), launch.id).get(None)
     ledger.close()
     return Outcome(
-        launch, plan, state, results, winner, test, bundle, ids.get(None), nodes, round(time.time() - began, 3), left, sender.problem
-    )  # fmt: skip
+        launch=launch,
+        plan=plan,
+        state=state,
+        results=results,
+        best=best,
+        test=winner.test if winner else {},
+        bundle=winner.bundle if winner else None,
+        run_id=run_id,
+        nodes=of_winner[-1].nodes if of_winner else (),
+        wall_s=round(time.time() - began, 3),
+        left=left,
+        problem=problem,
+    )
 
 
 def keep(ledger: Ledger, launch: Launch, asked: Asked, run: TrialResult) -> tuple[Path, dict[str, float]]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ def read(path: Path, overrides: Iterable[str], catalog: Catalog) -> Experiment:
     return resolve(tree, catalog, lines)
 
 
+CREDENTIALS = re.compile(r"://[^/\s@]+:[^/\s@]+@|(?i:secret|password|access_key|token)=")
 Experiment = c.Experiment
 Lines = dict[str, int]
 
@@ -159,6 +161,7 @@ class _Reader:
     def read(self, tree: Mapping[str, Any]) -> Experiment:
         known = [name for name in Experiment.model_fields if name not in ("metric", "mode")]
         self._unknown("", tree, known, "key")
+        self._secrets("", tree)
         for name in ("name", "data", "model"):
             if tree.get(name) is None:
                 self._problem(name, "it is missing")
@@ -176,6 +179,14 @@ class _Reader:
         if self.problems:
             raise ExperimentError(sorted(self.problems, key=lambda p: (p.line is None, p.line or 0)))
         return Experiment(**fields, metric=metric, mode=facts.metrics[metric] if facts else "max")
+
+    def _secrets(self, prefix: str, tree: Mapping[str, Any]) -> None:
+        """The file is recorded with every run: credentials belong in the environment."""
+        for key, value in tree.items():
+            if isinstance(value, Mapping):
+                self._secrets(f"{prefix}{key}.", value)
+            elif isinstance(value, str) and CREDENTIALS.search(value):
+                self._problem(f"{prefix}{key}", "it holds credentials, and this file is recorded: put them into the environment")
 
     # the sections -----------------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,7 @@ class Domain:
             return False
         if self.kind in ("randint", "lograndint"):
             return float(value).is_integer() and bool(self.args[0] <= value < self.args[1])
-        if self.kind == "quniform" and abs(value / self.args[2] - round(value / self.args[2])) > 1e-9:
+        if self.kind == "quniform" and abs((steps := (value - self.args[0]) / self.args[2]) - round(steps)) > 1e-9:
             return False
         return bool(self.args[0] <= value <= self.args[1])
 

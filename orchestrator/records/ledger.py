@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from orchestrator.errors import Failed, Refused
 from orchestrator.events import Event, TrialResult, from_plain, summarise, to_plain
 
@@ -72,10 +74,13 @@ class Ledger:
         self.path = folder / "ledger.sqlite"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            self._db.execute("pragma journal_mode = wal")
-            self._db.execute("pragma synchronous = full")
-            self._db.executescript(_TABLES)
+            with filelock.FileLock(
+                folder / "ledger.lock", timeout=30
+            ):  # two that switch to WAL at once: SQLite refuses one, without waiting
+                self._db = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+                self._db.execute("pragma journal_mode = wal")
+                self._db.execute("pragma synchronous = full")
+                self._db.executescript(_TABLES)
         except (OSError, sqlite3.Error) as error:
             raise Refused(f"can't write '{self.path}': {error}; run it in a folder that you may write to and that has room") from None
 

@@ -407,9 +407,13 @@ class BackgroundSender:
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
+    def stop(self) -> None:
+        """Send what is there, then end."""
+        self._stop.set()
+
     def finish(self, patience_s: float) -> int:
         """Send the rest, or give up after so many seconds without an answer; how many entries are left."""
-        self._stop.set()
+        self.stop()
         self._thread.join(patience_s)
         ledger = Ledger(self.folder)
         try:
@@ -497,7 +501,7 @@ def recorded(client: Any, experiment: str) -> list[RecordedRun]:
     """Every run of an experiment that this toolkit recorded. Raises Refused if there is no such experiment."""
     with said_by_mlflow():
         found = client.get_experiment_by_name(experiment)
-        if found is None:
+        if found is None or found.lifecycle_stage == "deleted":
             known = [e.name for e in client.search_experiments() if e.name != "Default"]
             there = f"; there is: {', '.join(sorted(known)[:12])}" if known else "; nothing has been recorded here yet"
             raise Refused(f"no experiment '{experiment}' at {destination()}{there}")

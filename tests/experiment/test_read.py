@@ -411,3 +411,12 @@ def test_reading_what_was_resolved_gives_the_same_experiment(tmp_path: Path) -> 
     path = Path(__file__).parents[2] / "configs" / "digits-cnn.yaml"
     experiment = read(path, ["registry.require.test_loss={max: 1}", "storage.path=/x"], catalog(tmp_path))
     assert resolve(experiment.plain(), catalog(tmp_path)) == experiment
+
+
+def test_credentials_in_the_file_are_refused_since_it_is_recorded(tmp_path):
+    path = tmp_path / "e.yaml"
+    path.write_text("name: e\ndata: {source: digits}\nmodel: {family: cnn}\nstorage: {path: 's3://user:hunter2@bucket/x'}\n")
+    with pytest.raises(ExperimentError) as refused:
+        read(path, [], catalog(tmp_path))
+    assert [(p.key, p.line) for p in refused.value.problems] == [("storage.path", 4)]
+    assert "hunter2" not in str(refused.value)
