@@ -73,7 +73,7 @@ def _raise(out: launching.Outcome, result: r.Result) -> None:
     """An outcome that isn't a success, as the error that carries its result."""
     if out.state == "interrupted":
         done = sum(t.state in ("finished", "stopped", "failed") for t in out.results)
-        raise Interrupted(f"interrupted: {done} of {len(out.results)} runs had ended; all that was done is recorded", result=result)
+        raise Interrupted(f"interrupted: {done} of {out.plan.trials} runs had ended; all that was done is recorded", result=result)
     try:
         launching.refuse_if_all_failed(out)
     except Failed as error:
@@ -92,9 +92,10 @@ def _relative(path: Path | None) -> str | None:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def plan(experiment: str, overrides: Overrides = (), *, command: Command = "sweep") -> r.Planned:
-    """What a command would do on this machine, and why; prepares the data, trains nothing."""
+def plan(experiment: str, overrides: Overrides = (), *, command: Command | None = None) -> r.Planned:
+    """What a command (default: sweep where the file has a space) would do here, and why; prepares the data, trains nothing."""
     asked = launching.ask(Path(experiment), overrides)
+    command = command or ("sweep" if asked.experiment.sweep.space else "train")
     found = this_machine()
     made = launching.plan_of(command, asked, found, on_cluster=False)
     resources = {

@@ -103,6 +103,7 @@ class Planned(Result):
 
     def rows(self) -> list[dict[str, Any]]:
         flat = {k: v for k, v in self.document().items() if not isinstance(v, dict | list)}
+        flat["estimate_s"] = "unknown before a first run" if self.estimate_s is None else f"{self.estimate_s:g}, start-up not counted"
         nested = {f"{name} {k}": v for name in ("resources", "data") for k, v in getattr(self, name).items()}
         return [{"what": key, "value": value} for key, value in {**flat, **nested}.items()]
 

@@ -49,7 +49,7 @@ def existing(path: str, what: str = "file or folder") -> Path:
     found = Path(path).expanduser()
     if not found.exists():
         near = sorted(p.name for p in found.parent.iterdir())[:8] if found.parent.is_dir() else []
-        beside = f"; in '{found.parent}' there is: {', '.join(near)}" if near else f"; there is no '{found.parent}' either"
+        beside = f"; in '{found.parent}' there is: {', '.join(near)}" if near else f"; there is no '{found.parent}' either: set data.path"
         raise DataError(f"no {what} '{path}'{beside}", "data.path")
     return found
 

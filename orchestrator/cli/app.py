@@ -53,9 +53,8 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a missing argument, an unknown option
-            output.say(f"{error.format_message()} (see orchestrator --help)")
-            if as_json:
-                output.document(Refused(error.format_message()).document())
+            if error.format_message():  # none where the help was printed
+                output.error(Refused(f"{error.format_message()} (see orchestrator --help)"), as_json)
             sys.exit(2)
         if isinstance(error, BrokenPipeError):
             sys.exit(0)

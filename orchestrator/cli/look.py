@@ -68,7 +68,7 @@ def data_show(experiment: File, overrides: Overrides = None, json: Json = False)
     output.result(done, json, [f"columns: {columns}", *(f"problem: {p}" for p in done.problems)])
 
 
-def schema() -> None:
+def schema(json: Json = False) -> None:
     """JSON Schema of the experiment file."""
     from orchestrator import api
 

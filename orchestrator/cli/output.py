@@ -102,8 +102,9 @@ class Progress:
 
     def _planned(self, plan: Plan) -> None:
         runs = f"{plan.trials} trials, {plan.slots} at a time, up to " if plan.trials > 1 else ""
-        workers = f"{plan.workers} workers" if plan.workers > 1 else "1 worker"
-        say(f"{runs}{plan.epochs} epochs, {workers} of {plan.cpus:g} CPUs, {plan.precision}; {plan.executor}: {plan.why}")
+        epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
+        workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''} of {plan.cpus:g} CPU{'' if plan.cpus == 1 else 's'}"
+        say(f"{runs}{epochs}, {workers}, {plan.precision}; {plan.executor}: {plan.why}")
         for note in plan.notes:
             say(f"note: {note}")
 

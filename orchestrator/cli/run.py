@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -43,12 +43,13 @@ def sweep(experiment: File, overrides: Overrides = None, address: Address = None
 def plan(
     experiment: File,
     overrides: Overrides = None,
-    command: Annotated[str, typer.Option("--for", help="train or sweep")] = "sweep",
+    command: Annotated[str, typer.Option("--for", help="train or sweep; default: sweep where the file has a space")] = "auto",
     json: Json = False,
 ) -> None:
     """What would run, and why; prepares the data, trains nothing."""
     from orchestrator import api
 
-    if command not in ("train", "sweep"):
+    if command not in ("train", "sweep", "auto"):
         raise typer.BadParameter(f"'{command}' is neither train nor sweep", param_hint="--for")
-    output.result(api.plan(experiment, overrides or [], command="train" if command == "train" else "sweep"), json)
+    asked: Any = None if command == "auto" else command
+    output.result(api.plan(experiment, overrides or [], command=asked), json)

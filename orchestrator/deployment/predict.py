@@ -27,6 +27,8 @@ def predict(bundle: Bundle, source: Path, target: Path, every_class: bool = Fals
     """(rows, rows that didn't fit). Written whole or not at all. Raises Refused if a column is missing or no row fits."""
     if target.suffix.lower() not in FORMATS:
         raise Refused(f"output '{target}': its name must end in {', '.join(FORMATS)}")
+    if source.resolve() == target.resolve():
+        raise Refused(f"output '{target}' is the input: give it another name, the columns that the model takes don't come out again")
     if not target.parent.is_dir():
         raise Refused(f"output '{target}': there is no folder '{target.parent}'")
     rows = failed = 0
@@ -61,6 +63,8 @@ def predict(bundle: Bundle, source: Path, target: Path, every_class: bool = Fals
 
 def read(source: Path) -> Iterator[pa.Table]:
     """The rows of a Parquet, CSV or TSV file, a chunk at a time. Raises Refused if it can't be read."""
+    if source.is_dir():
+        raise Refused(f"input '{source}' is a folder: give a Parquet, CSV or TSV file")
     if not source.is_file():
         near = difflib.get_close_matches(source.name, [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else [], n=1)
         raise Refused(f"input '{source}': no such file" + (f"; did you mean '{near[0]}'?" if near else ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import selection
 from orchestrator.deployment.registry import Registry, Version, compare, gate
-from orchestrator.errors import Failed, Refused
-from orchestrator.events import best_first
+from orchestrator.errors import Failed, Note, Refused
+from orchestrator.events import TrialResult, best_first
 from orchestrator.experiment.config import Experiment
 from orchestrator.records.tracking import RecordedRun, log_model, said_by_mlflow
 from orchestrator.results import Promoted
@@ -29,7 +30,18 @@ def choose(runs: Sequence[RecordedRun], name: str) -> RecordedRun:
     same = [run for run in ended if (run.fingerprint, run.metric) == (newest.fingerprint, newest.metric)]
     same.sort(key=lambda run: run.started_ms)  # of equals the earlier one stays
     ranked = best_first([run.result for run in same], newest.metric, newest.mode)
+    _say_what_is_left_out(runs, ranked[0], newest)
     return next(run for run in same if run.result is ranked[0])
+
+
+def _say_what_is_left_out(runs: Sequence[RecordedRun], chosen: TrialResult, newest: RecordedRun) -> None:
+    """A note where the leaderboard has a better run that isn't considered."""
+    scored = [run.result for run in runs if run.kind in ("trial", "train") and run.metric == newest.metric and run.result.best]
+    for run in best_first(scored, newest.metric, newest.mode):
+        if run is chosen:
+            return
+        if run.state not in ("finished", "stopped"):
+            warnings.warn(f"not considered, though it scored higher: run {run.run_id}, {run.state}", Note, stacklevel=2)
 
 
 @dataclass(frozen=True)
