@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -39,10 +41,11 @@ def connect(
     folder = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp" if Path("/tmp").is_dir() else None))
     environment = {"worker_process_setup_hook": hook, "env_vars": dict(env)}
     try:
-        if address is None:
-            _start(folder, environment, cpus)
-        else:
-            _join(address, folder, environment, packages, version)
+        with _own_signals():
+            if address is None:
+                _start(folder, environment, cpus)
+            else:
+                _join(address, folder, environment, packages, version)
         import ray
 
         try:
@@ -53,20 +56,32 @@ def connect(
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """ray.init puts a SIGTERM handler of its own in place of the program's; the program's comes back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
 def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None:
     import ray
 
     os.environ.pop("RAY_ADDRESS", None)
-    ray.init(
-        address="local",
-        num_cpus=int(cpus),
-        object_store_memory=OBJECT_STORE_BYTES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=40,
-        _temp_dir=str(folder),
-        runtime_env=dict(environment),
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=int(cpus),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=40,
+            _temp_dir=str(folder),
+            runtime_env=dict(environment),
+        )
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise ClusterError(f"Ray can't be started here: {' '.join(str(error).split())[:300]}") from None
     token = Path.home() / ".ray" / "auth_token"
     if token.exists():  # ray.init writes it readable for all
         with contextlib.suppress(OSError):
@@ -81,7 +96,7 @@ def _join(address: str, folder: Path, environment: Mapping[str, object], package
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
         ray.init(address=address, log_to_driver=False, logging_level=40, runtime_env={**environment, "py_modules": [str(wheel)]})
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
         raise ClusterError(
             f"no Ray cluster answers at '{address}' ({said}); is it running, and is its token set (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)?"

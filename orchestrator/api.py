@@ -66,11 +66,16 @@ def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = N
 
 def _launch(command: Command, path: str, overrides: Overrides, address: str | None, show: launching.Show) -> launching.Outcome:
     asked = launching.ask(Path(path), overrides)
-    return launching.run(command, asked, address or os.environ.get("RAY_ADDRESS") or None, show)
+    out = launching.run(command, asked, address or os.environ.get("RAY_ADDRESS") or None, show)
+    if not out.results:
+        raise Interrupted("interrupted before the first run had begun")
+    return out
 
 
 def _raise(out: launching.Outcome, result: r.Result) -> None:
-    """An outcome that isn't a success, as the error that carries its result."""
+    """An outcome that isn't a success, as the error that carries its result; what MLflow lacks is said in any case."""
+    if out.left:
+        _note(f"MLflow at {tracking.destination()} has not got everything ({out.problem or 'no answer yet'}); run: orchestrator sync")
     if out.state == "interrupted":
         done = sum(t.state in ("finished", "stopped", "failed") for t in out.results)
         raise Interrupted(f"interrupted: {done} of {out.plan.trials} runs had ended; all that was done is recorded", result=result)
@@ -78,8 +83,6 @@ def _raise(out: launching.Outcome, result: r.Result) -> None:
         launching.refuse_if_all_failed(out)
     except Failed as error:
         raise Failed(str(error), result=result) from None
-    if out.left:
-        _note(f"MLflow at {tracking.destination()} has not got everything ({out.problem or 'no answer yet'}); run: orchestrator sync")
 
 
 def _note(text: str) -> None:
@@ -152,7 +155,8 @@ def promote(name: str, overrides: Overrides = (), *, run: str | None = None, ali
     """Evaluate the best run once, gate it, register it, point the alias to it. Raises GateFailed, with the result, if it is refused."""
     _check_alias(alias)
     client = _reading_client()
-    chosen = promotion.choose(tracking.recorded(client, name) if run is None else [tracking.recorded_run(client, run)], name)
+    candidates = tracking.recorded(client, name) if run is None else [promotion.run_of(client, run, name)]
+    chosen = promotion.choose(candidates, name)
     tree = parse_value(tracking.experiment_file(client, chosen))
     folder = _folder_of(chosen.launch)
     for override in overrides:
@@ -192,9 +196,7 @@ def rollback(model: str, *, alias: str = "champion") -> r.RolledBack:
 
 def history(model: str) -> r.History:
     """Who promoted what, when, against what, and why."""
-    return r.History(
-        model, [{k: v for k, v in entry.items() if k != "alias"} for entry in Registry(tracking.reachable_client(), model).history()]
-    )
+    return r.History(model, Registry(tracking.reachable_client(), model).history())
 
 
 def predict(model: str, source: str, output: str, *, probabilities: bool = False) -> r.Predicted:

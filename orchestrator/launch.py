@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,18 +24,19 @@ from orchestrator import names
 from orchestrator.catalog import catalog
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import selection
-from orchestrator.errors import ExperimentError, Failed, Note, OrchestratorError, Problem, Refused
+from orchestrator.errors import ExperimentError, Failed, Interrupted, Note, OrchestratorError, Problem, Refused
 from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, TrialResult, best_first
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.search import OneRun, Search
 from orchestrator.execution.sweep import Rules, drive
 from orchestrator.experiment.config import Experiment
-from orchestrator.experiment.plan import Command, DataFacts, Plan, Resources, make_plan
+from orchestrator.experiment.plan import Command, DataFacts, Plan, Resources, epochs_of, make_plan
 from orchestrator.experiment.read import read, space_of, with_values
 from orchestrator.records import provenance
 from orchestrator.records.ledger import Launch, Ledger, new_id
 from orchestrator.records.tracking import BackgroundSender, check_store, destination
-from orchestrator.training.trial import Job, build_family
+from orchestrator.training.device import gpu_bf16, usable_gpus
+from orchestrator.training.trial import Job, build_family, one_line
 from pipelines import SOURCES
 from pipelines.prepare import Prepared, prepare
 from pipelines.schema import DataError
@@ -125,8 +127,17 @@ def _fitting(prepared: Prepared) -> str:
 
 
 def plan_of(command: Command, asked: Asked, found: Found, on_cluster: bool) -> Plan:
-    """The plan for what there is."""
-    resources = Resources(found.cpus, found.gpus, found.per_node, on_cluster, found.bf16, found.memory_bytes)
+    """The plan for what there is. Raises ExperimentError where it can't be had."""
+    if command == "sweep" and not asked.experiment.sweep.space:
+        raise ExperimentError([Problem("sweep.space", None, "there is nothing to search: name keys and ranges, or use train")])
+    per_node, bf16_on_gpu = found.per_node, True
+    if not on_cluster and found.gpus:
+        bf16_on_gpu = gpu_bf16()
+        if not usable_gpus():
+            warnings.warn("the installed torch can't use this machine's GPUs: it trains on CPUs", Note, stacklevel=1)
+            per_node = tuple((cpus, 0.0) for cpus, _ in per_node)
+    gpus = sum(node[1] for node in per_node)
+    resources = Resources(found.cpus, gpus, per_node, on_cluster, found.bf16, bf16_on_gpu, found.memory_bytes, found.accelerators)
     rows = dict(asked.prepared.rows)
     values = sum(_size(c.shape) for c in asked.prepared.schema.inputs)
     facts = DataFacts(sum(rows.values()), rows["train"], asked.prepared.size_bytes, values)
@@ -156,15 +167,30 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
             try:
                 state, results = _drive(command, asked, plan, ledger, launch, show)
                 winner = _conclude(asked, ledger, launch, state, results)
-            except OrchestratorError as error:
-                ledger.note(launch.id, None, "closed", _closing(launch, "failed", [], None, {}, str(error)))
-                raise
+            except BaseException as reason:
+                raise _cut_short(ledger, launch, reason) from reason
         except BaseException:
             sender.finish(FINISH_S)
             raise
         sender.stop()  # it sends the rest while Ray ends
     left = sender.finish(FINISH_S)
     return _outcome(ledger, launch, plan, state, winner, left, sender.problem, began)
+
+
+def _cut_short(ledger: Ledger, launch: Launch, reason: BaseException) -> OrchestratorError:
+    """The launch's end is recorded, whatever ended it; what is to be raised. An error of nobody's making keeps its trace in a file."""
+    interrupted = isinstance(reason, KeyboardInterrupt)
+    if interrupted:
+        error: OrchestratorError = Interrupted("interrupted; all that was done is recorded")
+    elif isinstance(reason, OrchestratorError):
+        error = reason
+    else:
+        trace = home() / f"error-{launch.id}.txt"
+        trace.write_text("".join(traceback.format_exception(reason)))
+        error = Failed(f"{one_line(reason, Path(launch.folder))}; the whole trace: {trace}")
+    with contextlib.suppress(Failed):  # a full disk: it is what is raised already
+        ledger.note(launch.id, None, "closed", _closing(launch, "interrupted" if interrupted else "failed", [], None, {}, str(error)))
+    return error
 
 
 @contextlib.contextmanager
@@ -203,16 +229,12 @@ def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch
 def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, show: Show) -> tuple[str, list[TrialResult]]:
     """Run every trial; the state of the whole and each trial's result."""
     experiment, names_of = asked.experiment, catalog(asked.folder)
-    executor = make_executor(plan)  # first: its workers start while the search is made
-    search = OneRun() if command == "train" else Search(experiment, space_of(experiment), plan.epochs, plan.trials, asked.folder)
-    if isinstance(search, Search) and search.first is None and experiment.sweep.search != "grid":
-        warnings.warn("the file's own values lie outside sweep.space: no trial has them", Note, stacklevel=1)
 
     def make(trial: int | None, values: dict[str, Any]) -> tuple[Job, RunStarted]:
         chosen = with_values(experiment, values, names_of) if values else experiment
         job = Job(
             trial, chosen, str(asked.prepared.folder), checkpoints(experiment, launch.id, trial), str(asked.folder), plan.precision,
-            plan.threads, plan.epochs,
+            plan.threads, epochs_of(chosen, asked.prepared.rows["train"]),
         )  # fmt: skip
         env = {"executor": plan.executor, "world_size": plan.workers, "precision": plan.precision, "threads": plan.threads}
         return job, RunStarted(trial, int(time.time() * 1000), values or _given(asked), chosen.flat(), env)
@@ -223,7 +245,9 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
             show(event)
 
     interrupted = False
+    executor = make_executor(plan)  # before the search: its workers start while that is made
     try:
+        search = _search(command, asked, plan)
         drive(executor, search, make, append, Rules(experiment.metric, experiment.mode, experiment.training.patience))
     except KeyboardInterrupt:
         interrupted = True
@@ -233,6 +257,15 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
     if interrupted:
         return "interrupted", results
     return ("failed" if all(r.state == "failed" for r in results) else "finished"), results
+
+
+def _search(command: Command, asked: Asked, plan: Plan) -> OneRun | Search:
+    if command == "train":
+        return OneRun()
+    search = Search(asked.experiment, space_of(asked.experiment), plan.epochs, plan.trials, asked.folder)
+    if search.first is None and asked.experiment.sweep.search != "grid":
+        warnings.warn("the file's own values lie outside sweep.space: no trial has them", Note, stacklevel=1)
+    return search
 
 
 def _given(asked: Asked) -> dict[str, Any]:
@@ -251,10 +284,10 @@ def make_executor(plan: Plan) -> Executor:
     if plan.executor == "pool":
         from orchestrator.execution.pool import Pool
 
-        return Pool(plan.slots, plan.cpus, plan.gpus)
+        return Pool(plan.slots, plan.cpus, plan.gpus, plan.accelerator)
     from orchestrator.execution.ddp import Gangs
 
-    return Gangs(plan.slots, plan.workers, plan.cpus, plan.gpus)
+    return Gangs(plan.slots, plan.workers, plan.cpus, plan.gpus, plan.accelerator)
 
 
 def checkpoints(experiment: Experiment, launch: str, trial: int | None) -> str:

@@ -29,7 +29,7 @@ def load(prepared: Prepared, part: str) -> dict[str, Tensor]:
 class Step:
     """What one rank gets for one optimizer step: pieces for accumulation, of `rows` of the global batch's `total`.
 
-    A rank that has no row of a short last batch gets one row with `rows` 0: it must take part in the collective, and counts nothing.
+    Every rank has as many pieces, some of them empty where a batch is short: each takes part in every collective.
     """
 
     pieces: list[Columns]
@@ -65,13 +65,8 @@ class Batches:
             total = min(self.batch_size, self.rows - start)
             sizes = shares(total, self.world_size)
             rows, first = sizes[self.rank], start + sum(sizes[: self.rank])
-            if rows == 0:
-                yield Step([self._take(order[start : start + 1])], 0, total)
-            elif self.accumulate == 1:
-                yield Step([self._take(order[first : first + rows])], rows, total)
-            else:
-                sizes = shares(rows, min(self.accumulate, rows))
-                yield Step([self._take(piece) for piece in torch.split(order[first : first + rows], sizes)], rows, total)
+            pieces = order[first : first + rows].split(shares(rows, min(self.accumulate, sizes[0])))
+            yield Step([self._take(piece) for piece in pieces], rows, total)
 
     def _take(self, rows: Tensor) -> Columns:
         return {name: values.index_select(0, rows) for name, values in self.columns.items()}

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from orchestrator.cli import deploy, look, output, run
-from orchestrator.errors import Note, OrchestratorError, Refused
+from orchestrator.errors import Interrupted, Note, OrchestratorError, Refused
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,20 +44,21 @@ def main() -> None:
     warnings.showwarning = _show_warning
     as_json = "--json" in sys.argv
     try:
-        sys.exit(app(standalone_mode=False) or 0)  # a command's typer.Exit comes back as its code
+        code = app(standalone_mode=False) or 0  # a command's typer.Exit comes back as its code, and Ctrl-C as 130
+        if code == 130:
+            raise Interrupted("interrupted")
+        sys.exit(code)
     except OrchestratorError as error:
         output.error(error, as_json)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        output.say("interrupted")
+        output.error(Interrupted("interrupted"), as_json)
         sys.exit(130)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a missing argument, an unknown option
             if error.format_message():  # none where the help was printed
                 output.error(Refused(f"{error.format_message()} (see orchestrator --help)"), as_json)
             sys.exit(2)
-        if isinstance(error, BrokenPipeError):
-            sys.exit(0)
         raise
 
 

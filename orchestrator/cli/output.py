@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -24,7 +25,8 @@ WIDE = None if sys.stdout.isatty() else 200
 
 def say(text: str) -> None:
     """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a closed pipe (`2>&1 | head`) must not end a training
+        print(text, file=sys.stderr, flush=True)
 
 
 def error(failure: OrchestratorError, as_json: bool) -> None:

@@ -7,7 +7,9 @@ JSON.
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
@@ -134,14 +136,32 @@ def read(folder: Path) -> Bundle:
         about = json.loads((folder / "model.json").read_text())
         schema = Schema.from_plain(about["schema"])
         encoder = Encoder.from_plain(schema, json.loads((folder / "encoder.json").read_text()))
-        cls = names.load(about["family"], FAMILIES, "family", Path(about.get("folder", ".")))
+        cls = _family_class(about["family"], Path(about.get("folder", ".")))
         family: Family = cls(options(cls.Config, about["config"]), schema)
         family.load_state_dict(load_file(folder / "weights.safetensors"))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:300]
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:500]
         raise Refused(f"'{folder}' is no whole bundle of orchestrator: {said}") from None
     family.eval()
     return Bundle(folder, family, encoder, about)
+
+
+def _family_class(family: str, recorded: Path) -> Any:
+    """A family by name; a user's own lies in the folder that it was trained from, or, on another machine, in the working folder."""
+    places = list(dict.fromkeys((recorded, Path.cwd())))
+    folder = next((place for place in places if _lies_in(place, family)), None)
+    if ":" in family and folder is None and not _installed(_top(family)):
+        looked = ", ".join(f"'{place}'" for place in places)
+        raise names.UnknownName(f"no family '{family}'; looked in {looked} and among the installed packages")
+    try:
+        return names.load(family, FAMILIES, "family", folder or recorded)
+    except names.UnknownName as error:
+        raise names.UnknownName(f"{error} (looked in '{folder or recorded}')" if ":" in family else str(error)) from None
+
+
+def _lies_in(folder: Path, family: str) -> bool:
+    path = folder.joinpath(*family.partition(":")[0].split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
 
 
 def _stage_code(staging: Path, family: str, user_folder: Path) -> tuple[str, str]:
@@ -154,29 +174,69 @@ def _stage_code(staging: Path, family: str, user_folder: Path) -> tuple[str, str
                 files[f"{package}/{path.name}"] = path.read_bytes()
     family_path = FAMILIES.get(family)
     if family_path is None:
-        files |= _user_files(family, user_folder)
+        files |= user_files(family, user_folder)
         family_path = f"user.{family}"
     digest = hashlib.sha256(b"".join(name.encode() + content for name, content in sorted(files.items()))).hexdigest()
     name = f"orchestrator_bundle_{digest[:12]}"
     for relative, content in {"__init__.py": b"", **files}.items():
         target = staging / name / relative
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(_rebased(content, name) if relative.startswith("user/") else content)
+        target.write_bytes(_rebased(content, name, _top(family)) if relative.startswith("user/") else content)
     return name, family_path
 
 
-def _rebased(content: bytes, package: str) -> bytes:
-    """A user's module whose `from models ...` and `from pipelines ...` mean the bundle's own."""
-    return re.sub(rb"(?m)^(\s*from )(models|pipelines)\b", rb"\1" + package.encode() + rb".\2", content)
+def _top(family: str) -> str:
+    """The top-level module of a family's path."""
+    return family.partition(":")[0].partition(".")[0]
 
 
-def _user_files(family: str, folder: Path) -> dict[str, bytes]:
-    """A user's own module, or the whole package that it is in."""
-    top, *rest = family.partition(":")[0].split(".")
-    if not rest:
-        path = folder / f"{top}.py"
-        return {f"user/{top}.py": path.read_bytes()} if path.is_file() else {}
-    return {f"user/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in sorted((folder / top).rglob("*.py"))}
+def _rebased(content: bytes, package: str, top: str) -> bytes:
+    """A user's module whose `from models ...`, `from pipelines ...` and imports from itself mean the bundle's own."""
+    content = re.sub(rb"(?m)^(\s*from\s+)(models|pipelines)\b", rb"\1" + package.encode() + rb".\2", content)
+    if top in CODE:
+        return content
+    return re.sub(rb"(?m)^(\s*from\s+)(" + re.escape(top.encode()) + rb")\b", rb"\1" + package.encode() + rb".user.\2", content)
+
+
+def user_files(family: str, folder: Path) -> dict[str, bytes]:
+    """A user's own module, or the whole package that it is in. Raises Failed if it isn't there, or can't run below another name."""
+    top = _top(family)
+    files: dict[str, bytes] = {}
+    for place in [folder] if _lies_in(folder, family) else _installed(top):
+        paths = [place / f"{top}.py"] if (place / f"{top}.py").is_file() and f"{top}:" in family else sorted((place / top).rglob("*.py"))
+        files |= {f"user/{path.relative_to(place).as_posix()}": path.read_bytes() for path in paths}
+    if not files:
+        raise Failed(f"no code of family '{family}' in '{folder}' or among the installed packages: it can't be put in a bundle")
+    for name, content in files.items():
+        _refuse_absolute(name.removeprefix("user/"), content, {*CODE, top})
+    return files
+
+
+def _installed(top: str) -> list[Path]:
+    """The folders that hold an installed package's, or module's, top level."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        return []
+    if spec is None:
+        return []
+    if spec.submodule_search_locations is not None:
+        return [Path(place).parent for place in spec.submodule_search_locations]
+    return [Path(spec.origin).parent] if spec.origin else []
+
+
+def _refuse_absolute(name: str, content: bytes, moved: set[str]) -> None:
+    """Refuse `import models.cnn`: in a bundle these packages have another name, which only `from ... import ...` can be given."""
+    try:
+        tree = ast.parse(content)
+    except (SyntaxError, ValueError):
+        return  # a module that nobody can import
+    for node in [node for node in ast.walk(tree) if isinstance(node, ast.Import)]:
+        for alias in node.names:
+            top, _, rest = alias.name.partition(".")
+            if top in moved:
+                way = f"from {'.'.join([top, *rest.split('.')[:-1]])} import {rest.split('.')[-1] or '...'}"
+                raise Failed(f"'{name}', line {node.lineno}: 'import {alias.name}' finds nothing in a bundle: write '{way}'")
 
 
 def _save_mlflow_model(path: Path, serving: Path, code: Path, example: tuple[pa.Table, pa.Table]) -> None:

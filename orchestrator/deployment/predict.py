@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from orchestrator.deployment.bundle import Bundle
 from orchestrator.errors import Failed, Refused
 from pipelines.answer import answer
 from pipelines.schema import DataError
+from pipelines.sources import files
 
 CHUNK = 8192
 FORMATS = (".parquet", ".csv", ".tsv")
@@ -31,33 +31,49 @@ def predict(bundle: Bundle, source: Path, target: Path, every_class: bool = Fals
         raise Refused(f"output '{target}' is the input: give it another name, the columns that the model takes don't come out again")
     if not target.parent.is_dir():
         raise Refused(f"output '{target}': there is no folder '{target.parent}'")
-    rows = failed = 0
-    first: str | None = None
-    beside = Path(tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)[1]) if os.access(target.parent, os.W_OK) else None
-    if beside is None:
-        raise Refused(f"output '{target}': can't write in '{target.parent}'")
+    beside = _beside(target)
     try:
-        with _Writer(beside, target.suffix.lower()) as writer:
-            for chunk in read(source):
-                answers, errors = _answer(bundle, chunk, source, every_class)
-                if errors and first is None:
-                    first = f"row {rows + min(errors)}: {errors[min(errors)]}"
-                kept = [
-                    n for n in chunk.column_names if n not in bundle.encoder.input_names and n not in answers.column_names and n != "error"
-                ]
-                out = pa.table({n: chunk[n] for n in kept} | {n: answers[n] for n in answers.column_names})
-                writer.write(out.append_column("error", pa.array([errors.get(row) for row in range(chunk.num_rows)], pa.string())))
-                rows, failed = rows + chunk.num_rows, failed + len(errors)
-        if rows == 0:
-            raise Refused(f"input '{source}' has no rows")
-        if failed == rows:
-            raise Refused(f"input '{source}': no row fits; {first}")
+        counts = _fill(bundle, source, target, beside, every_class)
         beside.chmod(0o644)
         beside.replace(target)
     except OSError as error:
-        raise Failed(f"can't write '{target}': {error.strerror or error}") from None
+        raise _unwritable(target, error) from None
     finally:
         beside.unlink(missing_ok=True)
+    return counts
+
+
+def _beside(target: Path) -> Path:
+    """An empty file in the target's folder, which takes the target's place when it is whole. Raises Failed."""
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{target.name}-", dir=target.parent, delete=False) as made:
+            return Path(made.name)
+    except OSError as error:
+        raise _unwritable(target, error) from None
+
+
+def _unwritable(target: Path, error: Exception) -> Failed:
+    says = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return Failed(f"can't write '{target}': {says}")
+
+
+def _fill(bundle: Bundle, source: Path, target: Path, beside: Path, every_class: bool) -> tuple[int, int]:
+    """Write the answers to `beside`; (rows, rows that didn't fit)."""
+    rows = failed = 0
+    first: str | None = None
+    with _Writer(beside, target) as writer:
+        for chunk in read(source):
+            answers, errors = _answer(bundle, chunk, source, every_class)
+            if errors and first is None:
+                first = f"row {rows + min(errors)}: {errors[min(errors)]}"
+            replaced = {*bundle.encoder.input_names, *answers.column_names, "error"}
+            columns = {n: chunk[n] for n in chunk.column_names if n not in replaced} | {n: answers[n] for n in answers.column_names}
+            writer.write(pa.table(columns | {"error": pa.array([errors.get(row) for row in range(chunk.num_rows)], pa.string())}))
+            rows, failed = rows + chunk.num_rows, failed + len(errors)
+    if rows == 0:
+        raise Refused(f"input '{source}' has no rows")
+    if failed == rows:
+        raise Refused(f"input '{source}': no row fits; {first}")
     return rows, failed
 
 
@@ -69,14 +85,9 @@ def read(source: Path) -> Iterator[pa.Table]:
         near = difflib.get_close_matches(source.name, [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else [], n=1)
         raise Refused(f"input '{source}': no such file" + (f"; did you mean '{near[0]}'?" if near else ""))
     try:
-        if source.suffix.lower() in (".csv", ".tsv"):
-            options = pa.csv.ParseOptions(delimiter="\t" if source.suffix.lower() == ".tsv" else ",", newlines_in_values=True)
-            for batch in pa.csv.open_csv(source, parse_options=options):
-                yield pa.Table.from_batches([batch])
-        else:
-            with pq.ParquetFile(source) as opened:
-                for batch in opened.iter_batches(CHUNK):
-                    yield pa.Table.from_batches([batch])
+        yield from files.chunks(source, CHUNK)
+    except DataError as error:
+        raise Refused(f"input {error}") from None
     except (pa.ArrowException, OSError) as error:
         raise Refused(f"input '{source}' can't be read: {' '.join(str(error).split())[:200]}") from None
 
@@ -91,22 +102,38 @@ def _answer(bundle: Bundle, chunk: pa.Table, source: Path, every_class: bool) ->
 class _Writer(contextlib.AbstractContextManager["_Writer"]):
     """Writes chunks to a Parquet, CSV or TSV file; the first chunk's schema is the file's."""
 
-    def __init__(self, path: Path, suffix: str) -> None:
-        self.path, self.suffix = path, suffix
+    def __init__(self, path: Path, target: Path) -> None:
+        self.path, self.target, self.suffix = path, target, target.suffix.lower()
         self._out: Any = None
         self._schema: pa.Schema | None = None
 
     def write(self, table: pa.Table) -> None:
-        """Append a chunk."""
-        if self._out is None:
-            self._schema = pa.schema([f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in table.schema])
-            if self.suffix == ".parquet":
-                self._out = pq.ParquetWriter(self.path, self._schema)
-            else:
-                options = pa.csv.WriteOptions(delimiter="\t" if self.suffix == ".tsv" else ",")
-                self._out = pa.csv.CSVWriter(self.path, self._schema, write_options=options)
-        self._out.write_table(table.cast(self._schema))
+        """Append a chunk. Raises Refused if the form can't hold a column, Failed if it can't be written."""
+        try:
+            if self._out is None:
+                self._open(table.schema)
+            self._out.write_table(table.cast(self._schema))
+        except (pa.ArrowException, OSError) as error:
+            raise _unwritable(self.target, error) from None
 
-    def __exit__(self, *error: object) -> None:
-        if self._out is not None:
+    def _open(self, schema: pa.Schema) -> None:
+        self._schema = pa.schema([f.with_type(pa.string()) if pa.types.is_null(f.type) else f for f in schema])
+        if self.suffix == ".parquet":
+            self._out = pq.ParquetWriter(self.path, self._schema)
+            return
+        nested = [field for field in self._schema if pa.types.is_nested(field.type)]
+        if nested:
+            raise Refused(
+                f"output '{self.target}': column '{nested[0].name}' is a {nested[0].type}, which {self.suffix} can't hold: write .parquet"
+            )
+        options = pa.csv.WriteOptions(delimiter="\t" if self.suffix == ".tsv" else ",")
+        self._out = pa.csv.CSVWriter(self.path, self._schema, write_options=options)
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if self._out is None:
+            return
+        try:
             self._out.close()
+        except (pa.ArrowException, OSError) as problem:
+            if kind is None:  # else what went wrong first is what to say
+                raise _unwritable(self.target, problem) from None

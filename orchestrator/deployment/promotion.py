@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import tempfile
 import time
 import warnings
@@ -16,9 +18,21 @@ from orchestrator.deployment.registry import Registry, Version, compare, gate
 from orchestrator.errors import Failed, Note, Refused
 from orchestrator.events import TrialResult, best_first
 from orchestrator.experiment.config import Experiment
-from orchestrator.records.tracking import RecordedRun, log_model, said_by_mlflow
+from orchestrator.records.tracking import RecordedRun, log_model, recorded_run, said_by_mlflow
 from orchestrator.results import Promoted
+from orchestrator.training import checkpoint
 from pipelines.prepare import Prepared
+from pipelines.schema import DataError
+
+
+def run_of(client: Any, run_id: str, name: str) -> RecordedRun:
+    """One run of an experiment, by its id. Raises Refused if there is none, or it is another experiment's."""
+    run = recorded_run(client, run_id)
+    with said_by_mlflow():
+        owner = client.get_experiment(client.get_run(run_id).info.experiment_id).name
+    if owner != name:
+        raise Refused(f"run '{run_id}' is of experiment '{owner}', not of '{name}'", key="--run")
+    return run
 
 
 def choose(runs: Sequence[RecordedRun], name: str) -> RecordedRun:
@@ -66,16 +80,36 @@ class Challenger:
 
     @property
     def key(self) -> str:
-        trial = self.run.result.trial
-        return self.run.launch if trial is None else f"{self.run.launch}-{trial}"
+        """The name of the run's folders."""
+        return checkpoint.run_key(self.run.launch, self.run.result.trial)
+
+    def checkpoints(self) -> str:
+        """The URI of the run's checkpoints."""
+        return checkpoint.folder_of(self.experiment.storage.path, self.home, self.run.launch, self.run.result.trial)
+
+    def data(self, prepare: Callable[[], Prepared]) -> Prepared:
+        """The data that the run was trained on. Raises Failed where it isn't there any more: other data would give other scores."""
+        wanted = self.run.fingerprint
+        kept = self.home / "data" / wanted
+        if wanted and (kept / "data.json").exists():
+            with contextlib.suppress(DataError):  # not whole: made anew
+                return Prepared.open(kept)
+        prepared = prepare()
+        if prepared.fingerprint != wanted:
+            raise Failed(
+                f"the data changed since run '{self.run.result.run_id}': its fingerprint was {wanted or 'not recorded'}, "
+                f"now it is {prepared.fingerprint}; put the data back, or train again"
+            )
+        return prepared
 
 
 def decide(challenger: Challenger, alias: str, force: bool, prepare: Callable[[], Prepared]) -> Promoted:
-    """Promote, refuse or leave as it is. A refusal changes nothing."""
+    """Promote, refuse or leave as it is. A refusal changes nothing. `prepare`: the data as they lie now."""
     registry = Registry(challenger.client, challenger.experiment.registered_model)
     run_id = str(challenger.run.result.run_id)
     champion = registry.at(alias)
-    scores = _scores(challenger, prepare)
+    data = functools.cache(lambda: challenger.data(prepare))
+    scores = _scores(challenger, data)
 
     def result(decision: str, reason: str, version: int | None, against: dict[str, float] | None) -> Promoted:
         return Promoted(registry.model, version, alias, run_id, decision, reason, scores, against)
@@ -87,7 +121,7 @@ def decide(challenger: Challenger, alias: str, force: bool, prepare: Callable[[]
     against, reason = None, "there was no champion"
     missed = gate(scores, challenger.experiment.registry.require)
     if champion is not None:
-        against, stays = _against(challenger, champion, registry, scores, prepare)
+        against, stays = _against(challenger, champion, registry, scores, data)
         missed += [stays] if stays else []
         was = against.get(challenger.metric) if against else None
         reason = (
@@ -105,7 +139,7 @@ def decide(challenger: Challenger, alias: str, force: bool, prepare: Callable[[]
     return result("promoted", reason, version.number, against)
 
 
-def _scores(challenger: Challenger, prepare: Callable[[], Prepared]) -> dict[str, float]:
+def _scores(challenger: Challenger, data: Callable[[], Prepared]) -> dict[str, float]:
     """The challenger's test scores: recorded once, or evaluated now and recorded."""
     run = challenger.run
     assert run.result.best is not None
@@ -115,26 +149,25 @@ def _scores(challenger: Challenger, prepare: Callable[[], Prepared]) -> dict[str
         return stored | validation
     from mlflow.entities import Metric
 
-    folder = _bundle(challenger, prepare)
-    test = selection.score(bundles.read(folder), prepare())
+    folder = _bundle(challenger, data)
+    test = selection.score(bundles.read(folder), data())
     now = int(time.time() * 1000)
     with said_by_mlflow():
         challenger.client.log_batch(run.result.run_id, [Metric(k, v, now, run.result.best.epoch) for k, v in test.items()])
     return test | validation
 
 
-def _bundle(challenger: Challenger, prepare: Callable[[], Prepared]) -> Path:
+def _bundle(challenger: Challenger, data: Callable[[], Prepared]) -> Path:
     """The challenger's bundle: in this folder, or composed from its checkpoint while that is there."""
     there = challenger.local_bundle()
     if there is not None:
         return there
-    base = challenger.experiment.storage.path or str(challenger.home / "checkpoints")
     about = {"run": challenger.key, "metric": challenger.run.metric}
     folder, _ = selection.compose(
         challenger.home / "bundles" / challenger.key,
         challenger.experiment,
-        prepare(),
-        f"{base.rstrip('/')}/{challenger.key}",
+        data(),
+        challenger.checkpoints(),
         challenger.folder,
         about,
     )
@@ -142,7 +175,7 @@ def _bundle(challenger: Challenger, prepare: Callable[[], Prepared]) -> Path:
 
 
 def _against(
-    challenger: Challenger, champion: Version, registry: Registry, scores: dict[str, float], prepare: Callable[[], Prepared]
+    challenger: Challenger, champion: Version, registry: Registry, scores: dict[str, float], data: Callable[[], Prepared]
 ) -> tuple[dict[str, float] | None, str | None]:
     """The champion's scores on the challenger's test data, and why it stays, if it does."""
     if champion.fingerprint == challenger.run.fingerprint and challenger.metric in champion.scores:
@@ -151,7 +184,7 @@ def _against(
         try:
             with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder:
                 bundle = bundles.read(registry.download(champion, Path(folder)))
-                against = selection.score(bundle, prepare())
+                against = selection.score(bundle, data())
         except (ValueError, Refused) as error:
             return None, f"the champion (version {champion.number}) can't be scored on this data: {error}"
     if challenger.metric not in against:

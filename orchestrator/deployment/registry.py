@@ -148,6 +148,8 @@ class Registry:
             if not stack or stack[-1] != entry["version"]:
                 stack.append(entry["version"])
         champion = self.at(alias)
+        if champion is not None and stack[-1:] != [champion.number]:
+            stack.append(champion.number)  # moved by other means than ours: the one before is the last of our history
         earlier = [number for number in stack[:-1] if number in there]
         if champion is None or not earlier:
             raise Failed(f"no earlier champion of '{self.model}': nothing to roll back to")
@@ -167,7 +169,7 @@ def _version(version: Any) -> Version:
 
 
 def fetch(client: Any, uri: str) -> tuple[Path, str, int | None, tempfile.TemporaryDirectory[str]]:
-    """(bundle folder, model, version, what to clean up) of models:/NAME@alias, models:/NAME/3, runs:/… or a folder. Raises Refused."""
+    """(bundle folder, model, version, what to clean up) of models:/NAME@alias or models:/NAME/3. Raises Refused."""
     keep = tempfile.TemporaryDirectory(prefix="orchestrator-bundle-")
     if not uri.startswith("models:/"):
         raise Refused(f"'{uri}' is no model: give models:/NAME@alias or models:/NAME/VERSION, or the folder of a bundle")

@@ -3,7 +3,7 @@
 `fit()` costs 10-20 s before its first step, so a gang is fitted once and runs many trials: rank 0 takes a job from the hub and broadcasts
 it, every rank drives the same trial, rank 0 reports each epoch to the hub and broadcasts the verdict. Nothing is killed to stop a
 trial. When a rank dies Ray Train restarts the group, which is given its job again, to go on from the checkpoint; a trial that raises on one
-rank only ends as failed, and the group is restarted for the next one, since the other ranks wait in a collective.
+rank ends as failed, and the group is restarted for the next one, since the other ranks may wait in a collective.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class _Hub:
     async def report(self, gang: int, event: EpochEnded | RunEnded) -> bool:
         """An event of a gang; the verdict, for an epoch. The end of a run counts once, whichever rank says it."""
         if isinstance(event, RunEnded):
-            if self.current[gang] is not None:
+            current = self.current[gang]
+            if current is not None and current.trial == event.trial:
                 self.current[gang] = None
                 await self.events.put((gang, event))
             return True
@@ -122,23 +123,28 @@ def _share(ask: Any, rank: int, dist: Any) -> Any:
 class Gangs:
     """`slots` gangs of `workers` ranks, each fitted in a thread of this process."""
 
-    def __init__(self, slots: int, workers: int, cpus: float, gpus: float) -> None:
+    def __init__(self, slots: int, workers: int, cpus: float, gpus: float, accelerator: str | None = None) -> None:
         self.slots = slots
         self.hub = _Hub.remote(slots)  # type: ignore[attr-defined]
         self.running: dict[int, Job] = {}
         self.broken: dict[int, str] = {}
         self.folder = tempfile.TemporaryDirectory(prefix="orchestrator-train-")
-        self.threads = [threading.Thread(target=self._fit, args=(gang, workers, cpus, gpus), daemon=True) for gang in range(slots)]
+        scaling = ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=bool(gpus),
+            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+            accelerator_type=accelerator,
+        )
+        self.threads = [threading.Thread(target=self._fit, args=(gang, scaling, gpus), daemon=True) for gang in range(slots)]
         for thread in self.threads:
             thread.start()
 
-    def _fit(self, gang: int, workers: int, cpus: float, gpus: float) -> None:
-        resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    def _fit(self, gang: int, scaling: ray.train.ScalingConfig, gpus: float) -> None:
         try:
             ray.train.torch.TorchTrainer(
                 _gang,
                 train_loop_config={"hub": self.hub, "gang": gang, "gpus": gpus},
-                scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=bool(gpus), resources_per_worker=resources),
+                scaling_config=scaling,
                 run_config=ray.train.RunConfig(
                     name=f"gang-{gang}", storage_path=self.folder.name, failure_config=ray.train.FailureConfig(max_failures=-1)
                 ),

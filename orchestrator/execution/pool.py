@@ -31,18 +31,13 @@ class _Worker:
         """The event after a verdict."""
         return self.steps.send(go_on)
 
-    def close(self) -> None:
-        """Let a trial under way write its checkpoint."""
-        if self.steps is not None:
-            self.steps.close()
-
 
 class Pool:
     """`slots` actors, each with its CPUs and GPUs. A trial whose actor dies has failed; another actor takes the slot."""
 
-    def __init__(self, slots: int, cpus: float, gpus: float) -> None:
+    def __init__(self, slots: int, cpus: float, gpus: float, accelerator: str | None = None) -> None:
         self.slots, self.gpus = slots, gpus
-        self.worker = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")
+        self.worker = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, accelerator_type=accelerator, scheduling_strategy="SPREAD")
         self.workers = [self.worker.remote(gpus) for _ in range(slots)]
         self.jobs: dict[int, Job] = {}
         self._pending: dict[Any, int] = {}

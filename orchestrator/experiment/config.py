@@ -101,7 +101,7 @@ class Bound(Section):
 class RegistryConfig(Section):
     """Which registered model a promotion is for, and what it must reach."""
 
-    model: str | None = Field(None, pattern=r"^[^/:]+$", description="default: the experiment's name")
+    model: str | None = Field(None, pattern=r"^[^/:\"'%]+$", description="default: the experiment's name")
     require: dict[str, Bound] = {}
 
 

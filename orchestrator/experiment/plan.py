@@ -16,14 +16,19 @@ Command = Literal["train", "sweep"]
 
 @dataclass(frozen=True)
 class Resources:
-    """What there is: of this machine, or of a cluster. `per_node`: (CPUs, GPUs) of each node. `bf16`: CPUs that multiply bfloat16."""
+    """What there is: of this machine, or of a cluster. `per_node`: (CPUs, GPUs) of each node. `bf16`: CPUs that multiply bfloat16.
+
+    `accelerators`: the accelerator types that the cluster's nodes have, as Ray names them.
+    """
 
     cpus: float
     gpus: float = 0
     per_node: tuple[tuple[float, float], ...] = ()
     cluster: bool = False
     bf16: bool = False
+    gpu_bf16: bool = True
     memory_bytes: int = 0
+    accelerators: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Plan:
     steps_per_epoch: int
     fits_in_memory: bool
     disk_bytes: int
+    accelerator: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -61,15 +67,14 @@ def make_plan(
     command: Command, experiment: Experiment, resources: Resources, data: DataFacts, mixed_precision: bool, parameters: int
 ) -> Plan:
     """The plan of a command. Raises ExperimentError if the workers can never be placed."""
+    _check_accelerator(experiment, resources)
     trials = trial_count(experiment) if command == "sweep" else 1
     executor, why = _executor(command, experiment, resources)
     cpus, gpus = _per_worker(command, executor, experiment, resources)
     at_once = _at_once(experiment, resources, cpus, gpus, executor)
     slots = max(1, min(at_once, trials, experiment.sweep.max_concurrent or trials)) if command == "sweep" else 1
     steps = math.ceil(data.train_rows / experiment.training.batch_size)
-    epochs = experiment.training.epochs
-    if experiment.training.max_steps is not None:
-        epochs = min(epochs, math.ceil(experiment.training.max_steps / steps))
+    epochs = epochs_of(experiment, data.train_rows)
     precision, precision_why = _precision(experiment, resources, gpus, data, mixed_precision)
     notes = []
     if command == "sweep" and experiment.sweep.scheduler.name == "asha" and experiment.sweep.scheduler.grace_period > epochs:
@@ -91,8 +96,28 @@ def make_plan(
         steps_per_epoch=steps,
         fits_in_memory=not resources.memory_bytes or data.size_bytes * slots < resources.memory_bytes / 2,
         disk_bytes=parameters * 4 * 4 * trials,  # weights, the best weights, two moments
+        accelerator=experiment.scaling.accelerator,
         notes=tuple(notes),
     )
+
+
+def epochs_of(experiment: Experiment, train_rows: int) -> int:
+    """The epochs of a run: as asked, or as many as `max_steps` fill."""
+    training = experiment.training
+    if training.max_steps is None:
+        return training.epochs
+    return min(training.epochs, math.ceil(training.max_steps / math.ceil(train_rows / training.batch_size)))
+
+
+def _check_accelerator(experiment: Experiment, resources: Resources) -> None:
+    asked = experiment.scaling.accelerator
+    if asked is not None and asked not in resources.accelerators:
+        there = (
+            f"the nodes have: {', '.join(resources.accelerators) or 'none'}"
+            if resources.cluster
+            else "it chooses among a cluster's nodes (--address)"
+        )
+        raise _refuse("scaling.accelerator", f"no accelerator '{asked}': {there}")
 
 
 def trial_count(experiment: Experiment) -> int:
@@ -171,7 +196,7 @@ def _precision(experiment: Experiment, resources: Resources, gpus: float, data: 
     if not mixed:
         return "fp32", "the family gains nothing from less"
     if gpus:
-        return "bf16", "a GPU"
+        return ("bf16", "a GPU") if resources.gpu_bf16 else ("fp16", "a GPU without bfloat16")
     if resources.bf16 and data.row_values >= 512:
         return "bf16", "this CPU multiplies bfloat16"
     return "fp32", "small rows: the casts would cost more than they save" if resources.bf16 else "a CPU without bfloat16"

@@ -50,6 +50,7 @@ def read(path: Path, overrides: Iterable[str], catalog: Catalog) -> Experiment:
     return resolve(tree, catalog, lines)
 
 
+FIXED = ("executor", "epochs", "precision", "patience")  # of training: the plan's and the loop's, the same for every trial
 CREDENTIALS = re.compile(r"://[^/\s@]+:[^/\s@]+@|(?i:secret|password|access_key|token)=")
 Experiment = c.Experiment
 Lines = dict[str, int]
@@ -437,8 +438,8 @@ class _SpaceCheck:
                 return
 
     def _check_training(self, domain: Domain, option: str) -> None:
-        if option in ("executor", "epochs") or option not in c.TrainingConfig.model_fields:
-            known = [name for name in c.TrainingConfig.model_fields if name not in ("executor", "epochs")]
+        if option in FIXED or option not in c.TrainingConfig.model_fields:
+            known = [name for name in c.TrainingConfig.model_fields if name not in FIXED]
             self._say(domain, names.unknown("searchable key of training", option, known))
             return
         for value in domain.examples():

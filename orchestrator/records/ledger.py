@@ -1,16 +1,18 @@
 """The driver's durable outbox and a sweep's memory: SQLite, WAL, committed before it counts.
 
 Two writers may share a ledger (two commands in one folder); every launch has its own id. What MLflow has got is remembered by
-destination, as the last entry that was sent; sending is idempotent, so a mark that is too low costs time and nothing else.
+destination and launch, as the last entry that was sent; sending is idempotent, so a mark that is too low costs time and nothing else.
+A destination is kept without its password.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,9 @@ create table if not exists entries (
     kind text not null, data text not null, at_ms integer not null
 );
 create index if not exists entries_of on entries (launch, trial, seq);
+create index if not exists entries_in_order on entries (launch, seq);
 create table if not exists identities (destination text, launch text, trial integer, run_id text, primary key (destination, launch, trial));
-create table if not exists sent (destination text primary key, seq integer not null);
+create table if not exists sent (destination text, launch text, seq integer not null, primary key (destination, launch));
 """
 PARENT = -1  # identities' key column has no nulls
 
@@ -60,6 +63,11 @@ class Entry:
     kind: str
     data: dict[str, Any]
     at_ms: int
+
+
+def shown(text: str) -> str:
+    """A URI, or a text with URIs in it, without user:password@: messages and the ledger are read by others."""
+    return re.sub(r"://[^\s/:@]*(:\S*)?@", "://", text)
 
 
 def new_id() -> str:
@@ -151,34 +159,47 @@ class Ledger:
 
     def identities(self, destination: str, launch: str) -> dict[int | None, str]:
         """The MLflow run id of each run of a launch; the parent's (and a `train` run's) under None."""
-        rows = self._db.execute("select trial, run_id from identities where destination = ? and launch = ?", (destination, launch))
+        rows = self._db.execute("select trial, run_id from identities where destination = ? and launch = ?", (shown(destination), launch))
         return {None if trial == PARENT else trial: run_id for trial, run_id in rows}
 
-    def identify(self, destination: str, launch: str, trial: int | None, run_id: str) -> None:
-        """Remember a run's MLflow id."""
+    def identify(self, destination: str, launch: str, runs: Mapping[int | None, str]) -> None:
+        """Remember the MLflow ids of a launch's runs; what is known already isn't written: a write waits for the disk."""
+        new = runs.items() - self.identities(destination, launch).items()
+        if not new:
+            return
+        rows = [(shown(destination), launch, PARENT if trial is None else trial, run_id) for trial, run_id in new]
         with self._transaction() as db:
-            row = (destination, launch, PARENT if trial is None else trial, run_id)
-            db.execute("insert or replace into identities values (?, ?, ?, ?)", row)
+            db.executemany("insert or replace into identities values (?, ?, ?, ?)", rows)
 
-    def sent(self, destination: str) -> int:
-        """The last entry that the destination has."""
-        row = self._db.execute("select seq from sent where destination = ?", (destination,)).fetchone()
+    def sent(self, destination: str, launch: str) -> int:
+        """The last entry of a launch that the destination has."""
+        row = self._db.execute("select seq from sent where destination = ? and launch = ?", (shown(destination), launch)).fetchone()
         return int(row[0]) if row else 0
 
-    def mark_sent(self, destination: str, seq: int) -> None:
-        """Remember the last entry that the destination has."""
+    def mark_sent(self, destination: str, launch: str, seq: int) -> None:
+        """Remember the last entry of a launch that the destination has."""
         with self._transaction() as db:
-            db.execute("insert or replace into sent values (?, ?)", (destination, seq))
+            db.execute("insert or replace into sent values (?, ?, ?)", (shown(destination), launch, seq))
 
     def forget_sent(self, destination: str) -> None:
         """Forget what the destination has: everything is looked up and sent again."""
         with self._transaction() as db:
-            db.execute("delete from sent where destination = ?", (destination,))
-            db.execute("delete from identities where destination = ?", (destination,))
+            db.execute("delete from sent where destination = ?", (shown(destination),))
+            db.execute("delete from identities where destination = ?", (shown(destination),))
+
+    def unsent(self, destination: str) -> list[str]:
+        """The launches of which the destination hasn't got everything yet, oldest first."""
+        mark = "coalesce((select seq from sent where destination = ? and launch = id), 0)"
+        rows = self._db.execute(
+            f"select id from launches where exists (select 1 from entries where launch = id and seq > {mark}) order by at_ms, id",
+            (shown(destination),),
+        )
+        return [row[0] for row in rows]
 
     def left(self, destination: str) -> int:
         """How many entries the destination hasn't got yet."""
-        return int(self._db.execute("select count(*) from entries where seq > ?", (self.sent(destination),)).fetchone()[0])
+        mark = "coalesce((select seq from sent where destination = ? and launch = entries.launch), 0)"
+        return int(self._db.execute(f"select count(*) from entries where seq > {mark}", (shown(destination),)).fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""

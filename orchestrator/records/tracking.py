@@ -26,16 +26,22 @@ import filelock
 from orchestrator.errors import Failed, Refused
 from orchestrator.events import KINDS, Best, TrialResult, from_plain, summarise
 from orchestrator.experiment.config import parameters
-from orchestrator.records.ledger import Entry, Launch, Ledger, by_run
+from orchestrator.records.ledger import Entry, Launch, Ledger, by_run, shown
 
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 EXPERIMENT_FILE = "experiment.yaml"
 POLL_S = 2.0
+LAST_WAIT_S = 15.0  # for another command's sending, when there is no next time
 
 
 def destination() -> str:
     """Where runs are recorded: MLFLOW_TRACKING_URI, or mlflow.db in the working folder (MLflow's own default)."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+
+
+def shown_destination() -> str:
+    """The destination as messages name it: without user and password."""
+    return shown(destination())
 
 
 def quiet_mlflow() -> None:
@@ -62,7 +68,8 @@ def client() -> Any:
     from mlflow import MlflowClient
 
     make_store(destination())
-    return MlflowClient(tracking_uri=destination(), registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
+    with said_by_mlflow():
+        return MlflowClient(tracking_uri=destination(), registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
 
 
 def reachable_client() -> Any:
@@ -75,14 +82,18 @@ def reachable_client() -> Any:
 
 @contextlib.contextmanager
 def said_by_mlflow() -> Iterator[None]:
-    """What MLflow raises becomes one line."""
+    """What MLflow raises becomes one line; what its requests raise too (requests' exceptions are OSErrors)."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
-    except MlflowException as error:
-        said = " ".join(str(error).split())[:300]
-        raise Failed(f"MLflow at {destination()}: {said}") from None
+    except (MlflowException, OSError) as error:
+        raise Failed(f"MLflow at {shown_destination()}: {_one_line(error)}") from None
+
+
+def _one_line(error: BaseException) -> str:
+    """What an exception says, short and without the password of the URI that it may quote."""
+    return shown(" ".join(str(error).split()))[:300]
 
 
 def _sqlite_file(uri: str) -> Path | None:
@@ -119,7 +130,7 @@ def _schema_head() -> str:
 
 
 def make_store(uri: str) -> None:
-    """A new sqlite store, made in a temporary file and renamed: one that was killed while it was made never opens again."""
+    """A new sqlite store, made in a temporary file first: one that was killed while it was made never opens again."""
     path = _sqlite_file(uri)
     if path is None or path.exists():
         return
@@ -130,10 +141,20 @@ def make_store(uri: str) -> None:
             made = Path(beside) / "mlflow.db"
             store = SqlAlchemyStore(f"sqlite:///{made}", str(path.parent / "mlruns"))
             store._dispose_engine()
-            if not path.exists():
-                made.rename(path)
+            _put(made, path)
     except OSError as error:
         raise Failed(f"can't make the MLflow store '{path}': {error}") from None
+
+
+def _put(made: Path, path: Path) -> None:
+    """The made file under its name, unless another process was first: its store may have runs already, and a link replaces nothing."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        if not path.exists():
+            made.rename(path)
 
 
 # sending ------------------------------------------------------------------------------------------------------------------
@@ -158,17 +179,32 @@ class Sender:
         self._experiments: dict[str, str] = {}
         self._launches: dict[str, Launch] = {}
         self._runs: dict[tuple[str, int | None], str] = {}
-        self._found: set[str] = set()  # launches that were looked up
+        self._deleted: set[tuple[str, int | None]] = set()  # the user did it; they get nothing more
         self._fresh: set[str] = set()  # runs that were made here, and have no rows yet
 
     def send(self) -> int:
-        """Everything that isn't there yet, a batch a run; the number of entries sent. Raises MLflow's own exceptions."""
+        """Everything that isn't there yet; the number of entries sent. A launch that is refused holds no other up: raised at the end."""
+        sent, problem = 0, None
+        for launch in self.ledger.unsent(self.destination):
+            try:
+                sent += self._send_launch(self._launch(launch))
+            except Exception as error:
+                if _is_silence(error):
+                    raise
+                problem = problem or error
+        if problem is not None:
+            raise problem
+        return sent
+
+    def _send_launch(self, launch: Launch) -> int:
+        """What isn't there of one launch, a batch a run; the number of entries sent."""
         sent = 0
-        self._found.clear()  # another command may have sent meanwhile
-        while entries := self.ledger.entries(after=self.ledger.sent(self.destination), limit=2000):
-            for (launch, trial), group in by_run(entries).items():
-                self._send_run(self._launch(launch), trial, group)
-            self.ledger.mark_sent(self.destination, entries[-1].seq)
+        self._look_up(launch)  # every time: another command may have sent meanwhile
+        while entries := self.ledger.entries(launch.id, after=self.ledger.sent(self.destination, launch.id), limit=2000):
+            for (_, trial), group in by_run(entries).items():
+                if (launch.id, trial) not in self._deleted:
+                    self._send_run(launch, trial, group)
+            self.ledger.mark_sent(self.destination, launch.id, entries[-1].seq)
             sent += len(entries)
         return sent
 
@@ -257,29 +293,40 @@ class Sender:
         return {name: value for name, value in tags.items() if value}
 
     def _run(self, launch: Launch, trial: int | None, at_ms: int) -> str:
-        """The run's MLflow id: known, looked up by its tag, or new."""
-        if launch.id not in self._found:
-            self._look_up(launch)
+        """The run's MLflow id: known, or new."""
         if (launch.id, trial) not in self._runs:
-            self._remember(launch, trial, self._create(launch, trial, launch.at_ms if trial is None else at_ms))
+            self._remember(launch, {trial: self._create(launch, trial, launch.at_ms if trial is None else at_ms)})
         return self._runs[launch.id, trial]
 
     def _look_up(self, launch: Launch) -> None:
-        """Every run of a launch that MLflow has, by the tags that identify it: one question a launch."""
-        experiment, token = self._experiment(launch.name), None
+        """Every run of a launch that MLflow has, by the tags that identify it: one question a launch. Deleted ones must not come back."""
+        live: dict[int | None, str] = {}
+        deleted: dict[int | None, str] = {}
+        for run in self._search(launch):
+            _, _, trial = run.data.tags["orchestrator.key"].partition("/")
+            of = deleted if run.info.lifecycle_stage == "deleted" else live
+            of[None if trial == "parent" else int(trial)] = run.info.run_id
+        self._deleted = {key for key in self._deleted if key[0] != launch.id} | {
+            (launch.id, trial) for trial in deleted.keys() - live.keys()
+        }
+        self._remember(launch, deleted | live)
+
+    def _search(self, launch: Launch) -> Iterator[Any]:
+        """The runs of a launch, deleted ones too."""
+        from mlflow.entities import ViewType
+
+        asked = [self._experiment(launch.name)], f"tags.`orchestrator.launch` = '{launch.id}'", ViewType.ALL
+        token = None
         while True:
-            page = self.client.search_runs([experiment], f"tags.`orchestrator.launch` = '{launch.id}'", max_results=1000, page_token=token)
-            for run in page:
-                _, _, trial = run.data.tags["orchestrator.key"].partition("/")
-                self._remember(launch, None if trial == "parent" else int(trial), run.info.run_id)
+            page = self.client.search_runs(*asked, max_results=1000, page_token=token)
+            yield from page
             token = page.token
             if not token:
-                break
-        self._found.add(launch.id)
+                return
 
-    def _remember(self, launch: Launch, trial: int | None, run_id: str) -> None:
-        self.ledger.identify(self.destination, launch.id, trial, run_id)
-        self._runs[launch.id, trial] = run_id
+    def _remember(self, launch: Launch, runs: dict[int | None, str]) -> None:
+        self.ledger.identify(self.destination, launch.id, runs)
+        self._runs |= {(launch.id, trial): run_id for trial, run_id in runs.items()}
 
     def _create(self, launch: Launch, trial: int | None, at_ms: int) -> str:
         parent = None if trial is None else self._run(launch, None, launch.at_ms)
@@ -325,6 +372,14 @@ class Sender:
             for key, value in entry.data["test"].items()
         ]
         self.client.log_batch(run_id, metrics=metrics)
+
+
+def _is_silence(error: Exception) -> bool:
+    """Whether nobody answers: the other launches needn't try, each would wait as long."""
+    from requests.exceptions import ConnectionError, RetryError, Timeout
+
+    nobody = (ConnectionError, RetryError, Timeout)
+    return isinstance(error, nobody) or isinstance(error.__cause__ or error.__context__, nobody)
 
 
 def log_model(client: Any, run_id: str, name: str, bundle: Path) -> str:
@@ -429,12 +484,12 @@ class BackgroundSender:
             while True:
                 stopping = self._stop.is_set()
                 try:
-                    with sending_lock(self.folder):
+                    with sending_lock(self.folder, LAST_WAIT_S if stopping else 0):
                         sender = sender or Sender(ledger)
                         sender.send()
                     self.problem, wait_s = None, POLL_S
                 except Exception as error:  # MLflow, its server, its database: said at the end, and tried again
-                    self.problem = " ".join(str(error).split())[:300]
+                    self.problem = _one_line(error)
                     sender, wait_s = None, min(wait_s * 2, 10.0)
                 if stopping:
                     return
@@ -446,11 +501,17 @@ class BackgroundSender:
 @contextlib.contextmanager
 def sending_lock(folder: Path, timeout_s: float = 0) -> Iterator[None]:
     """Held by who sends from a folder's ledger; raises Failed if another process holds it."""
+    lock = filelock.FileLock(folder / "sending.lock", timeout=timeout_s)
     try:
-        with filelock.FileLock(folder / "sending.lock", timeout=timeout_s):
-            yield
+        lock.acquire()
     except filelock.Timeout:
         raise Failed("another command is sending from this folder's ledger to MLflow") from None
+    except OSError as error:
+        raise Failed(f"can't lock '{lock.lock_file}': {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync(folder: Path, again: bool = False) -> tuple[int, int]:
@@ -468,9 +529,9 @@ def sync(folder: Path, again: bool = False) -> tuple[int, int]:
 
             try:
                 sent = Sender(ledger).send()
-            except MlflowException as error:
+            except (MlflowException, OSError) as error:
                 raise Failed(
-                    f"MLflow at {destination()} took not everything: {' '.join(str(error).split())[:300]}; run `orchestrator sync` again"
+                    f"MLflow at {shown_destination()} took not everything: {_one_line(error)}; run `orchestrator sync` again"
                 ) from None
         return sent, ledger.left(destination())
     finally:
@@ -504,7 +565,7 @@ def recorded(client: Any, experiment: str) -> list[RecordedRun]:
         if found is None or found.lifecycle_stage == "deleted":
             known = [e.name for e in client.search_experiments() if e.name != "Default"]
             there = f"; there is: {', '.join(sorted(known)[:12])}" if known else "; nothing has been recorded here yet"
-            raise Refused(f"no experiment '{experiment}' at {destination()}{there}")
+            raise Refused(f"no experiment '{experiment}' at {shown_destination()}{there}")
         runs: list[Any] = []
         token = None
         while True:
@@ -520,10 +581,11 @@ def recorded_run(client: Any, run_id: str) -> RecordedRun:
     """One run by its id. Raises Refused if there is none, or it isn't one of this toolkit's."""
     from mlflow.exceptions import MlflowException
 
-    try:
-        run = client.get_run(run_id)
-    except MlflowException:
-        raise Refused(f"no run '{run_id}' at {destination()}", key="--run") from None
+    with said_by_mlflow():
+        try:
+            run = client.get_run(run_id)
+        except MlflowException:
+            raise Refused(f"no run '{run_id}' at {shown_destination()}", key="--run") from None
     if "orchestrator.key" not in run.data.tags:
         raise Refused(f"run '{run_id}' was not recorded by orchestrator", key="--run")
     return _recorded(run)

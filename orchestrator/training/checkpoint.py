@@ -24,6 +24,19 @@ FORMAT = 1
 NAME = "checkpoint.safetensors"
 
 
+def folder_of(base: str | None, home: Path, launch: str, trial: int | None) -> str:
+    """The URI of a run's checkpoints below `storage.path`, or below `home`; in one place, for who writes and who reads them later."""
+    where = base or str(home / "checkpoints")
+    if "://" not in where:
+        where = str(Path(where).expanduser().resolve())
+    return f"{where.rstrip('/')}/{run_key(launch, trial)}"
+
+
+def run_key(launch: str, trial: int | None) -> str:
+    """The name of a run's folders."""
+    return launch if trial is None else f"{launch}-{trial}"
+
+
 class CheckpointError(ValueError):
     """A checkpoint that can't be read or written; the message names the file."""
 

@@ -154,7 +154,7 @@ class Training:
         factor = self.schedule.factor(self.step)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
-        scale = self.settings.world_size / step.total if step.rows else 0.0  # DDP takes the mean over ranks of what are sums over rows
+        scale = self.settings.world_size / step.total  # DDP takes the mean over ranks of what are sums over rows
         losses = []
         for piece in step.pieces[:-1]:
             with self.net.no_sync() if isinstance(self.net, DistributedDataParallel) else contextlib.nullcontext():
@@ -162,8 +162,7 @@ class Training:
         losses.append(self._backward(step.pieces[-1], scale))
         self._update()
         self.step += 1
-        total = losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-        return total if step.rows else torch.zeros_like(total)
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _backward(self, piece: Mapping[str, Tensor], scale: float) -> Tensor:
         batch = self.encoder.tensors(piece)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,15 +47,60 @@ def read(path: Path, text_only: bool = False) -> pa.Table:
     try:
         table = _read_parquet(path, text_only) if path.suffix.lower() == ".parquet" else _read_text(path)
     except (pa.ArrowInvalid, OSError) as error:
-        kind = "Parquet, or is cut off" if path.suffix.lower() == ".parquet" else "a table"
-        says = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"'{path}' can't be read as {kind}: {says}; get the file again or mend it", "data.path") from None
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
-    if twice:
-        raise DataError(f"'{path.name}' has two columns '{twice[0]}'; rename one", "data.path")
+        raise _unreadable(path, error) from None
+    _refuse_twice(path, table.column_names)
     if table.num_rows == 0:
         raise DataError(f"'{path.name}' has no rows; its columns are: {', '.join(table.column_names)}", "data.path")
     return pa.table({name: _decoded(table[name]) for name in table.column_names})
+
+
+def chunks(path: Path, rows: int) -> Iterator[pa.Table]:
+    """The rows of a file, some at a time, as `read` reads them all. Raises DataError, before the first chunk if it is a CSV."""
+    tables: Iterator[pa.Table]
+    if path.suffix.lower() in (".csv", ".tsv") and path.stat().st_size and _streams(path):
+        tables = (_empty_as_missing(pa.Table.from_batches([batch])) for batch in pa.csv.open_csv(path, parse_options=_parsing(path)))
+    elif path.suffix.lower() == ".parquet" and path.stat().st_size:
+        tables = _parquet_chunks(path, rows)
+    else:
+        tables = (pa.Table.from_batches([batch]) for batch in read(path).to_batches(max_chunksize=rows))
+    for table in tables:
+        _refuse_twice(path, table.column_names)
+        yield pa.table({name: _decoded(table[name]) for name in table.column_names})
+
+
+def _streams(path: Path) -> bool:
+    """Whether the types of a text file's beginning hold to its end; else only a look at all of it tells them, or what is wrong."""
+    try:
+        with pa.csv.open_csv(path, parse_options=_parsing(path)) as reader:
+            if any(is_bytes(field.type) for field in reader.schema):
+                return False
+            for _ in reader:
+                pass
+    except (pa.ArrowException, OSError):
+        return False
+    return True
+
+
+def _parquet_chunks(path: Path, rows: int) -> Iterator[pa.Table]:
+    try:
+        with pq.ParquetFile(path) as file:
+            _refuse_twice(path, file.schema_arrow.names)
+            for batch in file.iter_batches(rows):
+                yield pa.Table.from_batches([batch])
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    kind = "Parquet, or is cut off" if path.suffix.lower() == ".parquet" else "a table"
+    says = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return DataError(f"'{path}' can't be read as {kind}: {says}; get the file again or mend it", "data.path")
+
+
+def _refuse_twice(path: Path, columns: list[str]) -> None:
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise DataError(f"'{path.name}' has two columns '{twice[0]}'; rename one", "data.path")
 
 
 def _read_parquet(path: Path, text_only: bool) -> pa.Table:
@@ -78,7 +124,8 @@ def _read_text(path: Path) -> pa.Table:
         wrong.append(row)
         return "skip"
 
-    parse = pa.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True, invalid_row_handler=keep)
+    parse = _parsing(path)
+    parse.invalid_row_handler = keep
     table = pa.csv.read_csv(path, parse_options=parse)
     if wrong:
         wrong.clear()
@@ -89,13 +136,22 @@ def _read_text(path: Path) -> pa.Table:
             "mend it, or quote values that hold a separator",
             "data.path",
         )
+    wild = [field.name for field in table.schema if is_bytes(field.type)]
+    if wild:
+        raise DataError(f"'{path.name}', column '{wild[0]}': it is not UTF-8 text; save the file as UTF-8", "data.path")
+    return _empty_as_missing(table)
+
+
+def _empty_as_missing(table: pa.Table) -> pa.Table:
     for place, name in enumerate(table.column_names):
         column = table.column(place)
-        if is_bytes(column.type):
-            raise DataError(f"'{path.name}', column '{name}': it is not UTF-8 text; save the file as UTF-8", "data.path")
         if is_text(column.type):
             table = table.set_column(place, name, pc.if_else(pc.equal(column, ""), pa.scalar(None, column.type), column))
     return table
+
+
+def _parsing(path: Path) -> pa.csv.ParseOptions:
+    return pa.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True)
 
 
 def _delimiter(path: Path) -> str:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import predict as predicting
-from orchestrator.errors import Refused
+from orchestrator.errors import Failed, Refused
 from orchestrator.training import checkpoint
 from pipelines import batches
 from pipelines.prepare import Prepared
@@ -248,6 +248,63 @@ def test_a_bundle_from_a_later_version_may_say_more(made: dict[str, Path], tmp_p
     about["later"] = about["schema"]["later"] = about["schema"]["inputs"][0]["later"] = 1
     (copy / "model.json").write_text(json.dumps(about))
     assert set(load_file(copy / "weights.safetensors")) == set(bundles.read(copy).family.state_dict())
+
+
+def edited(bundle: Path, target: Path, **facts: Any) -> Path:
+    """A copy of a bundle whose model.json says something else."""
+    copy = Path(shutil.copytree(bundle, target))
+    about = json.loads((copy / "model.json").read_text())
+    (copy / "model.json").write_text(json.dumps(about | facts))
+    return copy
+
+
+def test_a_family_that_is_gone_or_has_changed_is_one_line_that_says_where_it_was_looked_for(
+    made: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    gone = edited(made["module"], tmp_path / "gone", family="gonenets:Net", folder=str(tmp_path))
+    with pytest.raises(Refused, match=f"no family 'gonenets:Net'; looked in '{tmp_path}', '{folder}' and among") as refused:
+        bundles.read(gone)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(Refused, match=r"is no whole bundle of orchestrator: .*unexpected keyword"):
+        bundles.read(edited(made["module"], tmp_path / "changed", config={"height": 3}))
+
+
+def test_a_users_family_is_looked_for_in_the_working_folder_where_its_own_is_gone(made: dict[str, Path], tmp_path: Path) -> None:
+    for name in ("module", "package"):
+        moved = edited(made[name], tmp_path / name, folder=str(tmp_path / "of another machine"))
+        assert type(bundles.read(moved).family).__name__ == "Net"
+
+
+def test_the_code_of_an_installed_family_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    for name, text in PACKAGE.items():
+        path = site / "installednets" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("from .parts", "from installednets.parts"))
+    (site / "onenet.py").write_text(MYNETS)
+    monkeypatch.syspath_prepend(str(site))
+    found = bundles.user_files("installednets.net:Net", tmp_path)
+    assert set(found) == {f"user/installednets/{name}" for name in PACKAGE}
+    assert set(bundles.user_files("onenet:Net", tmp_path)) == {"user/onenet.py"}
+    rebased = bundles._rebased(found["user/installednets/net.py"], "bundle_1", "installednets").decode()
+    assert "from bundle_1.models.cnn import CNN" in rebased
+    assert "from bundle_1.user.installednets.parts.head import head" in rebased
+    with pytest.raises(Failed, match="no code of family 'nowhere:Net'"):
+        bundles.user_files("nowhere:Net", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "way"),
+    [
+        ("import models.cnn", "from models import cnn"),
+        ("import os, pipelines.schema as s", "from pipelines import schema"),
+        ("import models", "from models import ..."),
+    ],
+)
+def test_an_import_that_finds_nothing_in_a_bundle_is_refused_with_the_line_to_write(tmp_path: Path, line: str, way: str) -> None:
+    (tmp_path / "net.py").write_text(f"import torch\n{line}\n")
+    with pytest.raises(Failed, match=rf"^'net.py', line 2: 'import (models|pipelines).*' finds nothing in a bundle: write '{way}'$"):
+        bundles.user_files("net:Net", tmp_path)
 
 
 @pytest.mark.slow

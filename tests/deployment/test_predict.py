@@ -18,7 +18,7 @@ import orchestrator
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import predict as predicting
 from orchestrator.deployment.bundle import Bundle
-from orchestrator.errors import Refused
+from orchestrator.errors import Failed, Refused
 from tests.deployment.conftest import Train
 
 Write = Callable[[Path, pd.DataFrame], None]
@@ -174,3 +174,76 @@ def test_a_folder_may_stand_for_a_model(bundle: Bundle, frame: pd.DataFrame, tmp
     done = orchestrator.predict(str(bundle.folder), str(source), str(tmp_path / "out.csv"))
     assert (done.document()["rows"], done.failed, done.version) == (40, 0, None)
     assert len(read(tmp_path / "out.csv")) == 40
+
+
+@pytest.mark.parametrize("form", [".parquet", ".csv"])
+def test_two_columns_of_one_name_are_refused(bundle: Bundle, frame: pd.DataFrame, tmp_path: Path, form: str) -> None:
+    table = pa.table(
+        [pa.array(list(map(json.dumps, frame["image"]))), pa.array(range(40)), pa.array(range(40))], names=["image", "id", "id"]
+    )
+    source = tmp_path / f"in{form}"
+    pq.write_table(table, source) if form == ".parquet" else pa.csv.write_csv(table, source)
+    with pytest.raises(Refused, match="has two columns 'id'"):
+        predicting.predict(bundle, source, tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
+
+
+@pytest.mark.parametrize("kept", [[[1, 2]] * 40, [{"a": 1}] * 40])
+def test_a_nested_column_is_refused_where_text_is_to_be_written(
+    bundle: Bundle, frame: pd.DataFrame, tmp_path: Path, kept: list[Any]
+) -> None:
+    source = write(tmp_path / "in.parquet", frame.assign(extra=kept))
+    with pytest.raises(Refused, match=r"column 'extra' is a .*, which .csv can't hold: write .parquet"):
+        predicting.predict(bundle, source, tmp_path / "out.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+    assert predicting.predict(bundle, source, tmp_path / "out.parquet") == (40, 0)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_csv_is_read_as_in_training(bundle: Bundle, frame: pd.DataFrame, tmp_path: Path, separator: str) -> None:
+    text = frame.assign(image=[json.dumps(v) for v in frame["image"]], note=["", "x"] * 20)
+    text.to_csv(tmp_path / "in.csv", index=False, sep=separator)
+    assert predicting.predict(bundle, tmp_path / "in.csv", tmp_path / "out.parquet") == (40, 0)
+    assert [row["note"] for row in read(tmp_path / "out.parquet")] == [None, "x"] * 20
+
+
+def test_a_csv_whose_end_changes_a_columns_type_is_read_whole(bundle: Bundle, frame: pd.DataFrame, tmp_path: Path) -> None:
+    many = pd.concat([frame] * 200, ignore_index=True)
+    many["id"] = [*range(len(many) - 1), "last"]
+    source = write(tmp_path / "in.csv", many)
+    assert source.stat().st_size > 2 << 20
+    assert predicting.predict(bundle, source, tmp_path / "out.parquet") == (len(many), 0)
+    assert [row["id"] for row in read(tmp_path / "out.parquet")][-2:] == [str(len(many) - 2), "last"]
+
+
+def test_a_row_of_another_length_is_named(bundle: Bundle, frame: pd.DataFrame, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", frame)
+    source.write_text(source.read_text() + "1,2\n")
+    with pytest.raises(Refused, match=r"^input 'in\.csv', row 40: 2 values, the header has 3"):
+        predicting.predict(bundle, source, tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("error", [pa.ArrowInvalid("odd\nvalue"), pa.ArrowNotImplementedError("odd value"), OSError(28, "No space left")])
+def test_what_can_not_be_written_is_one_line_and_leaves_nothing(
+    bundle: Bundle, frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    source = write(tmp_path / "in.parquet", frame)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fails)
+    with pytest.raises(Failed, match=r"can't write '.*out.parquet': (odd value|No space left)$"):
+        predicting.predict(bundle, source, tmp_path / "out.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+
+
+def test_a_folder_that_can_not_be_written_in_is_one_line(
+    bundle: Bundle, frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    source = write(tmp_path / "in.parquet", frame)
+    monkeypatch.setattr(predicting.tempfile, "NamedTemporaryFile", fails)
+    with pytest.raises(Failed, match=r"can't write '.*out.parquet': Permission denied$"):
+        predicting.predict(bundle, source, tmp_path / "out.parquet")

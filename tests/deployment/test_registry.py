@@ -231,6 +231,13 @@ def test_a_champion_from_other_data_is_scored_again_on_the_challengers_test_data
     assert done.challenger["test_accuracy"] > done.champion["test_accuracy"]
 
 
+def test_the_history_tells_two_aliases_apart(life: dict[str, Any]) -> None:
+    promote(run=life["weak"].run_id, alias="shadow")
+    aliases = [entry["alias"] for entry in orchestrator.history("life").document()["entries"]]
+    assert aliases[0] == "champion"
+    assert aliases[-1] == "shadow"
+
+
 def test_what_is_not_there_is_named(life: dict[str, Any]) -> None:
     with pytest.raises(Refused, match=r"no experiment 'liff'.*life"):
         orchestrator.promote("liff")

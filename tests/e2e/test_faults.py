@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -68,7 +70,7 @@ def test_ctrl_c_ends_a_sweep_within_seconds_with_its_runs_killed_and_no_process_
             os.killpg(sweep.process.pid, signal.SIGKILL)
     assert time.monotonic() - asked < 30
     assert said.code == 130
-    assert said.errors[0].startswith("error: interrupted: 0 of 2 runs had ended")
+    assert said.errors[0].startswith("error: interrupted: 0 of 8 runs had ended")
     assert (said.json["state"], {trial["state"] for trial in said.json["trials"]}) == ("interrupted", {"interrupted"})
     wait_for("the end of every process", lambda: not in_group(sweep.process.pid), 15)
     runs = shell.recorded()
@@ -175,3 +177,30 @@ def test_a_server_that_is_down_loses_nothing_and_sync_sends_the_rest(shell: Shel
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_before_the_first_trial_is_recorded_too(shell: Shell, sent: signal.Signals) -> None:
+    sweep = shell.start("sweep", EXPERIMENT, "sweep.trials=8", "--json")
+    try:
+        wait_for("the launch", lambda: launches_in_ledger(shell.folder) == 1 or sweep.process.poll() is not None)
+        os.kill(sweep.process.pid, sent)
+        said = sweep.finish(90)
+    finally:
+        if sweep.process.poll() is None:
+            os.killpg(sweep.process.pid, signal.SIGKILL)
+    assert said.code == 130
+    assert said.errors[-1].startswith("error: interrupted")
+    assert said.json
+    assert {run.info.status for run in shell.recorded()} == {"KILLED"}
+
+
+def launches_in_ledger(folder: Path) -> int:
+    ledger = folder / ".orchestrator" / "ledger.sqlite"
+    if not ledger.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(ledger)) as db:
+        try:
+            return int(db.execute("select count(*) from launches").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0

@@ -42,10 +42,15 @@ def test_every_rank_knows_the_rows_of_the_whole_batch() -> None:
     assert [[step.total for step in Batches(columns(11), 8, 0, rank, 4).epoch(1)] for rank in range(4)] == [[8, 3]] * 4
 
 
-def test_a_rank_without_rows_gets_one_that_does_not_count() -> None:
+def test_a_rank_without_rows_gets_an_empty_piece_to_take_part_with() -> None:
     steps = list(Batches(columns(9), 8, 0, rank=3, world_size=4).epoch(1))
     assert [step.rows for step in steps] == [2, 0]
-    assert [len(piece["x"]) for piece in steps[1].pieces] == [1]
+    assert [len(piece["x"]) for piece in steps[1].pieces] == [0]
+
+
+def test_every_rank_has_as_many_pieces() -> None:
+    pieces = [[len(step.pieces) for step in Batches(columns(23), 5, 0, rank, 2, accumulate=3).epoch(1)] for rank in range(2)]
+    assert pieces[0] == pieces[1] == [3, 3, 3, 3, 2]
 
 
 def test_all_ranks_take_the_same_number_of_steps() -> None:

@@ -180,7 +180,7 @@ def test_results_are_the_runs_by_their_number_with_what_mlflow_calls_them(ledger
     ledger.launch(launch())
     ledger.append("one", [started(10), started(2), epoch(10, 1, 0.3), epoch(2, 1, 0.7), epoch(2, 2, 0.5)])
     ledger.append("one", [RunEnded(2, "stopped", 40, "asha", wall_s=1.5), RunEnded(10, "failed", 41, error="ValueError: no")])
-    ledger.identify(PLACE, "one", 2, "run-of-2")
+    ledger.identify(PLACE, "one", {2: "run-of-2"})
     first, second = ledger.results("one", PLACE)
     assert (first.trial, first.state, first.stopped_by, first.epochs, first.wall_s) == (2, "stopped", "asha", 2, 1.5)
     assert first.best is not None
@@ -192,7 +192,7 @@ def test_results_are_the_runs_by_their_number_with_what_mlflow_calls_them(ledger
 def test_a_run_of_train_has_neither_trial_nor_sweep(ledger: Ledger) -> None:
     ledger.launch(launch(command="train"))
     ledger.append("one", [started(None), epoch(None, 1, 0.3)])
-    ledger.identify(PLACE, "one", None, "the-run")
+    ledger.identify(PLACE, "one", {None: "the-run"})
     (result,) = ledger.results("one", PLACE)
     assert (result.trial, result.sweep, result.run_id, result.state) == (None, None, "the-run", "running")
 
@@ -202,25 +202,25 @@ def test_a_run_of_train_has_neither_trial_nor_sweep(ledger: Ledger) -> None:
 
 def test_what_is_left_is_counted_for_each_destination(ledger: Ledger) -> None:
     ledger.append("one", [epoch(0, number, 0.5) for number in (1, 2, 3)])
-    assert (ledger.sent(PLACE), ledger.left(PLACE)) == (0, 3)
-    ledger.mark_sent(PLACE, 2)
-    assert (ledger.sent(PLACE), ledger.left(PLACE), ledger.left("another")) == (2, 1, 3)
-    ledger.mark_sent(PLACE, 3)
+    assert (ledger.sent(PLACE, "one"), ledger.left(PLACE)) == (0, 3)
+    ledger.mark_sent(PLACE, "one", 2)
+    assert (ledger.sent(PLACE, "one"), ledger.left(PLACE), ledger.left("another")) == (2, 1, 3)
+    ledger.mark_sent(PLACE, "one", 3)
     assert ledger.left(PLACE) == 0
 
 
 def test_forgetting_what_was_sent_forgets_the_identities_of_that_destination_only(ledger: Ledger) -> None:
     ledger.append("one", [epoch(0, 1, 0.5)])
     for place in (PLACE, "another"):
-        ledger.mark_sent(place, 1)
-        ledger.identify(place, "one", None, "parent")
-        ledger.identify(place, "one", 0, "trial")
+        ledger.mark_sent(place, "one", 1)
+        ledger.identify(place, "one", {None: "parent"})
+        ledger.identify(place, "one", {0: "trial"})
     ledger.forget_sent(PLACE)
     assert (ledger.left(PLACE), ledger.identities(PLACE, "one")) == (1, {})
     assert (ledger.left("another"), ledger.identities("another", "one")) == (0, {None: "parent", 0: "trial"})
 
 
 def test_an_identity_is_replaced_by_a_newer_one(ledger: Ledger) -> None:
-    ledger.identify(PLACE, "one", None, "first")
-    ledger.identify(PLACE, "one", None, "second")
+    ledger.identify(PLACE, "one", {None: "first"})
+    ledger.identify(PLACE, "one", {None: "second"})
     assert ledger.identities(PLACE, "one") == {None: "second"}

@@ -254,7 +254,7 @@ def test_a_sender_that_died_between_sending_and_remembering_sends_the_same_again
     sync(HOME)
     before = everything()
     for seen in (0, 3, 10):
-        ledger.mark_sent(destination(), seen)
+        ledger.mark_sent(destination(), "sweep-1", seen)
         assert sync(HOME)[1] == 0
     assert everything() == before
 
@@ -405,6 +405,7 @@ def test_a_deleted_experiment_is_said_with_what_to_do(record: Record, ledger: Le
 
 def test_only_who_holds_the_lock_sends(record: Record, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     record()
+    monkeypatch.setattr(tracking, "LAST_WAIT_S", 0.1)
     with sending_lock(HOME):
         with pytest.raises(Failed, match="another command is sending from this folder's ledger to MLflow"), sending_lock(HOME):
             pass

@@ -31,6 +31,7 @@ RUNS = {
     "accumulate": ["training.batch_size=31", "training.accumulate=3"],
     "clipped": ["training.batch_size=31", "training.clip_norm=0.05"],
     "sync": ["training.batch_size=31", "model.norm=sync"],
+    "sync, no row": ["training.batch_size=89", "model.norm=sync"],
 }
 PLAIN = ["model.norm=none", "optimizer={name: sgd, lr: 0.05, momentum: 0}", "training.epochs=1"]
 RESUMED = ["model={family: cnn, channels: [4], pool_after: [1], dropout: 0.3}", "training={epochs: 3, batch_size: 30}"]
@@ -94,6 +95,7 @@ def rank_main(rank: int, folder: Path, data: Path, experiments: dict[str, Experi
     found["metrics"] = {rows: evaluate(experiments["plain"], data, rows, rank, RANKS) for rows in (29, 1)}
     found["norm"] = normalise(rank, RANKS)
     found["own statistics"] = train(experiments["own statistics"], data, rank, RANKS)
+    found["sync, accumulate"] = train(experiments["sync, accumulate"], data, rank, RANKS)
     job = trial.Job(3, experiments["resumed"], str(data), f"{folder}/whole", ".", "fp32", 1, 3)
     found["whole"] = drive(job, rank, 99)
     cut = dataclasses.replace(job, checkpoints=f"{folder}/cut")
@@ -118,6 +120,7 @@ def found(prepared: Prepared, make_experiment: MakeExperiment, tmp_path_factory:
     experiments = {name: make_experiment(*PLAIN, *overrides) for name, overrides in RUNS.items()}
     experiments["resumed"] = make_experiment(*RESUMED)
     experiments["own statistics"] = make_experiment(*PLAIN, "training.batch_size=31", "model.norm=batch")
+    experiments["sync, accumulate"] = make_experiment(*PLAIN, "training={batch_size: 31, accumulate: 4, epochs: 1}", "model.norm=sync")
     mp.spawn(rank_main, (folder, prepared.folder, experiments), nprocs=RANKS)  # type: ignore[no-untyped-call]
     ranks = [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(RANKS)]
     alone = {name: train(experiments[name], prepared.folder, 0, 1) for name in RUNS}
@@ -132,6 +135,13 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 @pytest.mark.parametrize("name", RUNS)
 def test_two_ranks_end_with_the_weights_of_one_process(name: str, found: Found) -> None:
     assert distance(found.ranks[0][name]["weights"], found.alone[name]["weights"]) < 1e-5
+
+
+def test_ranks_with_unequal_pieces_meet_in_every_collective(found: Found) -> None:
+    """16 and 15 rows in four pieces each: a rank with fewer pieces would leave the other one waiting in its normalisation."""
+    first, second = (rank["sync, accumulate"]["weights"] for rank in found.ranks)
+    assert distance(first, second) == 0
+    assert all(bool(values.double().isfinite().all()) for values in first.values())
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,0 +1,94 @@
+"""What promotion looks at before it decides: whose run it is, which data, where the checkpoint lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import orchestrator
+from orchestrator.deployment.promotion import Challenger
+from orchestrator.deployment.registry import Registry
+from orchestrator.errors import Failed, Refused
+from orchestrator.training import checkpoint
+from tests.deployment.conftest import Train
+
+
+def moves(*steps: tuple[str, int]) -> dict[int, dict[str, str]]:
+    """The history tags of each version after these actions."""
+    tags: dict[int, dict[str, str]] = {}
+    for time, (action, version) in enumerate(steps):
+        entry = {"action": action, "alias": "champion", "version": version}
+        tags.setdefault(version, {})[f"orchestrator.history.{time}"] = json.dumps(entry)
+    return tags
+
+
+def registry(tags: dict[int, dict[str, str]], alias: int, others: tuple[int, ...] = ()) -> Registry:
+    """A registry whose alias points to a version, whatever the history says."""
+    made = [SimpleNamespace(version=str(n), run_id=f"run{n}", source="", tags=tags.get(n, {})) for n in sorted({*tags, *others, alias})]
+    client = SimpleNamespace(
+        search_model_versions=lambda _: made,
+        get_model_version_by_alias=lambda _, __: next(v for v in made if v.version == str(alias)),
+    )
+    return Registry(client, "m")
+
+
+THREE = (("promote", 1), ("promote", 2), ("promote", 3))
+
+
+@pytest.mark.parametrize(
+    ("steps", "alias", "earlier"),
+    [
+        (THREE, 3, 2),
+        (THREE, 4, 3),
+        (THREE, 1, 3),
+        ((*THREE, ("rollback", 3)), 3, 2),
+    ],
+)
+def test_rolling_back_goes_one_back_also_where_the_alias_was_moved_outside(steps: Any, alias: int, earlier: int) -> None:
+    assert registry(moves(*steps), alias, (4,)).earlier("champion") == (alias, earlier)
+
+
+def challenger(home: Path, fingerprint: str, path: str | None = None, trial: int | None = None) -> Challenger:
+    run: Any = SimpleNamespace(fingerprint=fingerprint, launch="l1", result=SimpleNamespace(run_id="r1", trial=trial))
+    experiment: Any = SimpleNamespace(storage=SimpleNamespace(path=path))
+    return Challenger(None, run, experiment, home, home)
+
+
+def never() -> Any:
+    raise AssertionError("nothing is prepared where the data of the run is there")
+
+
+def test_the_data_of_the_run_is_taken_where_it_is_kept(folder: Path, train: Train) -> None:
+    train("training.epochs=1")
+    home = folder / ".orchestrator"
+    [kept] = (home / "data").iterdir()
+    assert challenger(home, kept.name).data(never).folder == kept
+
+
+@pytest.mark.parametrize(("was", "says"), [("old", "was old, now it is new"), ("", "was not recorded, now it is new")])
+def test_data_that_changed_since_the_run_is_not_scored(tmp_path: Path, was: str, says: str) -> None:
+    prepare: Callable[[], Any] = lambda: SimpleNamespace(fingerprint="new")  # noqa: E731
+    with pytest.raises(Failed, match=f"the data changed since run 'r1': its fingerprint {says}"):
+        challenger(tmp_path, was).data(prepare)
+    assert challenger(tmp_path, "new").data(prepare).fingerprint == "new"
+
+
+def test_a_checkpoint_is_looked_for_where_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    assert challenger(tmp_path, "f", None).checkpoints() == str(tmp_path / "checkpoints" / "l1")
+    assert challenger(tmp_path, "f", "kept/", 3).checkpoints() == str(tmp_path / "kept" / "l1-3")
+    assert challenger(tmp_path, "f", "~/kept").checkpoints() == str(tmp_path / "me" / "kept" / "l1")
+    assert checkpoint.folder_of("s3://bucket/kept/", tmp_path, "l1", 0) == "s3://bucket/kept/l1-0"
+
+
+def test_a_run_of_another_experiment_is_refused(folder: Path, train: Train) -> None:
+    run = train("name=mine", "training.epochs=1")
+    with pytest.raises(Refused, match=f"^--run: run '{run.run_id}' is of experiment 'mine', not of 'yours'$") as refused:
+        orchestrator.promote("yours", run=run.run_id)
+    assert refused.value.problems[0].key == "--run"
