@@ -35,6 +35,7 @@ from orchestrator.experiment.read import read, space_of, with_values
 from orchestrator.records import provenance
 from orchestrator.records.ledger import Launch, Ledger, new_id
 from orchestrator.records.tracking import BackgroundSender, check_store, destination
+from orchestrator.training.checkpoint import CheckpointError, folder_of, probe, run_key
 from orchestrator.training.device import gpu_bf16, usable_gpus
 from orchestrator.training.trial import Job, build_family, one_line
 from pipelines import SOURCES
@@ -155,6 +156,7 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
     """Run it: everything recorded as it happens, the winner's bundle at the end. An interrupt gives an outcome too."""
     check_store(destination())
     began = time.time()
+    _check_storage(asked.experiment)
     with contextlib.ExitStack() as connection:
         found = connection.enter_context(_connected(address, 1, 0)) if address is not None else this_machine()
         plan = plan_of(command, asked, found, on_cluster=address is not None)
@@ -175,6 +177,15 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
         sender.stop()  # it sends the rest while Ray ends
     left = sender.finish(FINISH_S)
     return _outcome(ledger, launch, plan, state, winner, left, sender.problem, began)
+
+
+def _check_storage(experiment: Experiment) -> None:
+    """Whether checkpoints can be written where the file says, before anything is trained for them."""
+    if experiment.storage.path is not None:
+        try:
+            probe(experiment.storage.path)
+        except CheckpointError as error:
+            raise ExperimentError([Problem("storage.path", None, str(error))]) from None
 
 
 def _cut_short(ledger: Ledger, launch: Launch, reason: BaseException) -> OrchestratorError:
@@ -292,15 +303,7 @@ def make_executor(plan: Plan) -> Executor:
 
 def checkpoints(experiment: Experiment, launch: str, trial: int | None) -> str:
     """The URI below which a run keeps its checkpoints."""
-    base = experiment.storage.path or str(home() / "checkpoints")
-    if "://" not in base:
-        base = str(Path(base).expanduser().resolve())
-    return f"{base.rstrip('/')}/{run_key(launch, trial)}"
-
-
-def run_key(launch: str, trial: int | None) -> str:
-    """The name of a run's folders."""
-    return launch if trial is None else f"{launch}-{trial}"
+    return folder_of(experiment.storage.path, home(), launch, trial)
 
 
 @dataclass(frozen=True)

@@ -153,3 +153,11 @@ def _without(tree: dict[str, Any], keys: tuple[str, ...], folder: Path) -> Exper
         return resolve(cut, catalog(folder))
     except ExperimentError:
         return None
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"])
+def test_a_page_names_only_files_that_are_there_and_is_finished(page: str) -> None:
+    text = (PROJECT / page).read_text()
+    linked = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert [link for link in linked if not (PROJECT / page).parent.joinpath(link).exists()] == []
+    assert not re.search(r"\bMEASURED\b|\bTODO\b|\bTBD\b", text)

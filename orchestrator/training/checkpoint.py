@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs
 import torch
 import xxhash
@@ -113,8 +114,14 @@ def write_file(uri: str, name: str, content: bytes) -> None:
             beside.rename(folder / name)
         finally:
             beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"can't write '{uri}/{name}': {error.strerror or error}") from None
+    except (OSError, pa.ArrowException, ValueError) as error:
+        said = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise CheckpointError(f"can't write '{uri}/{name}': {said}") from None
+
+
+def probe(base: str) -> None:
+    """Write and forget an empty file below a folder or URI. Raises CheckpointError if it can't be done."""
+    write_file(base if "://" in base else str(Path(base).expanduser()), ".probe", b"")
 
 
 def read_file(uri: str, name: str) -> bytes | None:
