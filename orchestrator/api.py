@@ -75,7 +75,7 @@ def _launch(command: Command, path: str, overrides: Overrides, address: str | No
 def _raise(out: launching.Outcome, result: r.Result) -> None:
     """An outcome that isn't a success, as the error that carries its result; what MLflow lacks is said in any case."""
     if out.left:
-        _note(f"MLflow at {tracking.destination()} has not got everything ({out.problem or 'no answer yet'}); run: orchestrator sync")
+        _note(f"MLflow at {tracking.shown_destination()} has not got everything ({out.problem or 'no answer yet'}); run: orchestrator sync")
     if out.state == "interrupted":
         done = sum(t.state in ("finished", "stopped", "failed") for t in out.results)
         raise Interrupted(f"interrupted: {done} of {out.plan.trials} runs had ended; all that was done is recorded", result=result)

@@ -31,7 +31,7 @@ def ui(port: Annotated[int, typer.Option(min=0, max=65535, help="The port, on th
 
     uri = tracking.destination()
     if uri.startswith("http"):
-        output.say(f"the tracking server has its own UI: {uri}/#/experiments?workflowType=machine_learning")
+        output.say(f"the tracking server has its own UI: {tracking.shown_destination()}/#/experiments?workflowType=machine_learning")
         return
     tracking.check_store(uri)
     tracking.quiet_mlflow()

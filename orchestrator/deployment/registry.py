@@ -19,7 +19,7 @@ from typing import Any
 
 from orchestrator.errors import Failed, Refused
 from orchestrator.experiment.config import Bound, Mode
-from orchestrator.records.tracking import destination, said_by_mlflow
+from orchestrator.records.tracking import destination, said_by_mlflow, shown_destination
 
 HISTORY = "orchestrator.history."
 
@@ -76,7 +76,7 @@ class Registry:
             with said_by_mlflow():
                 known = [m.name for m in self.client.search_registered_models()]
             there = f"there is: {', '.join(sorted(known)[:12])}" if known else "nothing has been promoted yet"
-            raise Refused(f"no model '{self.model}' in the registry at {destination()}; {there}")
+            raise Refused(f"no model '{self.model}' in the registry at {shown_destination()}; {there}")
         return found
 
     def at(self, alias: str) -> Version | None:

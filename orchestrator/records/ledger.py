@@ -102,10 +102,12 @@ class Ledger:
             _insert(db, launch.id, None, "launched", {}, launch.at_ms)
 
     def append(self, launch: str, events: Sequence[Event]) -> None:
-        """Append events in one transaction; when this returns they are on disk."""
+        """Append events in one transaction; when this returns they are on disk. A run ends once: a second end is left out."""
         with self._transaction() as db:
             for event in events:
                 kind, data = to_plain(event)
+                if kind == "ended" and _has_ended(db, launch, event.trial):
+                    continue  # an interrupt came between its end and the driver's knowing of it
                 _insert(db, launch, event.trial, kind, data, event.at_ms)
 
     def note(self, launch: str, trial: int | None, kind: str, data: dict[str, Any]) -> None:
@@ -234,6 +236,11 @@ class _Transaction:
 def _insert(db: sqlite3.Connection, launch: str, trial: int | None, kind: str, data: dict[str, Any], at_ms: int) -> None:
     row = (launch, trial, kind, json.dumps(data), at_ms)
     db.execute("insert into entries (launch, trial, kind, data, at_ms) values (?, ?, ?, ?, ?)", row)
+
+
+def _has_ended(db: sqlite3.Connection, launch: str, trial: int | None) -> bool:
+    found = db.execute("select 1 from entries where launch = ? and trial is ? and kind = 'ended' limit 1", (launch, trial)).fetchone()
+    return found is not None
 
 
 def by_run(entries: Iterable[Entry]) -> dict[tuple[str, int | None], list[Entry]]:

@@ -179,7 +179,7 @@ class Sender:
         self._experiments: dict[str, str] = {}
         self._launches: dict[str, Launch] = {}
         self._runs: dict[tuple[str, int | None], str] = {}
-        self._deleted: set[tuple[str, int | None]] = set()  # the user did it; they get nothing more
+        self._deleted: set[tuple[str, int | None]] = set()  # by the user, of the launch looked up last: they get nothing more
         self._fresh: set[str] = set()  # runs that were made here, and have no rows yet
 
     def send(self) -> int:
@@ -306,9 +306,7 @@ class Sender:
             _, _, trial = run.data.tags["orchestrator.key"].partition("/")
             of = deleted if run.info.lifecycle_stage == "deleted" else live
             of[None if trial == "parent" else int(trial)] = run.info.run_id
-        self._deleted = {key for key in self._deleted if key[0] != launch.id} | {
-            (launch.id, trial) for trial in deleted.keys() - live.keys()
-        }
+        self._deleted = {(launch.id, trial) for trial in deleted.keys() - live.keys()}
         self._remember(launch, deleted | live)
 
     def _search(self, launch: Launch) -> Iterator[Any]:

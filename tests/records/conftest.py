@@ -63,9 +63,11 @@ def ledger(folder: Path) -> Iterator[Ledger]:
 def begin(ledger: Ledger, make_experiment: MakeExperiment) -> Record:
     """Begin a launch in the ledger."""
 
-    def made(name: str = "sweep-1", command: str = "sweep", at_ms: int = AT, **about: Any) -> Launch:
+    def made(name: str = "sweep-1", command: str = "sweep", at_ms: int = AT, experiment_name: str = "corners", **about: Any) -> Launch:
         experiment = make_experiment("sweep.space.optimizer.lr={loguniform: [1e-3, 1e-1]}")
-        launch = Launch(name, command, "corners", experiment.plain(), "val_accuracy", "max", "f" * 40, "/experiments", ABOUT | about, at_ms)
+        launch = Launch(
+            name, command, experiment_name, experiment.plain(), "val_accuracy", "max", "f" * 40, "/experiments", ABOUT | about, at_ms
+        )
         ledger.launch(launch)
         return launch
 

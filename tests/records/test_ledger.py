@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import Failed, Refused
 from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted
-from orchestrator.records.ledger import Launch, Ledger, by_run, new_id
+from orchestrator.records.ledger import Launch, Ledger, by_run, new_id, shown
 
 PLACE = "sqlite:///somewhere"
 
@@ -224,3 +224,54 @@ def test_an_identity_is_replaced_by_a_newer_one(ledger: Ledger) -> None:
     ledger.identify(PLACE, "one", {None: "first"})
     ledger.identify(PLACE, "one", {None: "second"})
     assert ledger.identities(PLACE, "one") == {None: "second"}
+
+
+def test_what_was_sent_is_marked_for_each_launch(ledger: Ledger) -> None:
+    for name, at_ms in (("new", 2), ("old", 1)):
+        ledger.launch(launch(name, at_ms=at_ms))
+    ledger.append("new", [epoch(0, 1, 0.5)])
+    assert (ledger.unsent(PLACE), ledger.left(PLACE)) == (["old", "new"], 3)
+    ledger.mark_sent(PLACE, "new", 3)
+    assert (ledger.unsent(PLACE), ledger.left(PLACE), ledger.sent(PLACE, "old")) == (["old"], 1, 0)
+    ledger.mark_sent(PLACE, "old", 2)
+    assert (ledger.unsent(PLACE), ledger.left(PLACE)) == ([], 0)
+
+
+def test_identities_that_are_known_are_not_written_again(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.identify(PLACE, "one", {None: "parent", 0: "trial"})
+    monkeypatch.setattr(ledger, "_transaction", lambda: pytest.fail("it writes"))
+    ledger.identify(PLACE, "one", {})
+    ledger.identify(PLACE, "one", {0: "trial"})
+    assert ledger.identities(PLACE, "one") == {None: "parent", 0: "trial"}
+
+
+@pytest.mark.parametrize(
+    ("uri", "without"),
+    [
+        ("https://me:secret@host:5000/path", "https://host:5000/path"),
+        ("postgresql+psycopg2://me:sec/r@t@host/runs", "postgresql+psycopg2://host/runs"),
+        ("https://token@host", "https://host"),
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
+        ("sqlite:////home/a@b/mlflow.db", "sqlite:////home/a@b/mlflow.db"),
+        ("no answer from http://me:secret@host/api (a@b: refused)", "no answer from http://host/api (a@b: refused)"),
+    ],
+)
+def test_a_password_is_not_shown(uri: str, without: str) -> None:
+    assert shown(uri) == without
+
+
+def test_a_password_is_not_kept(ledger: Ledger) -> None:
+    ledger.launch(launch())
+    ledger.mark_sent("http://me:secret@host", "one", 1)
+    ledger.identify("http://me:secret@host", "one", {None: "run"})
+    assert (ledger.left("http://me:new@host"), ledger.identities("http://host", "one")) == (0, {None: "run"})
+    ledger.close()
+    assert not [path for path in ledger.path.parent.iterdir() if b"secret" in path.read_bytes()]
+
+
+def test_a_run_ends_once_the_first_end_counts(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.append("one", [RunEnded(0, "finished", 1), RunEnded(1, "failed", 1)])
+    ledger.append("one", [RunEnded(0, "interrupted", 2)])
+    assert [(event.trial, event.state) for event in ledger.events("one") if isinstance(event, RunEnded)] == [(0, "finished"), (1, "failed")]
+    ledger.close()

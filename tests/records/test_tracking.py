@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from orchestrator.errors import Failed, Refused
 from orchestrator.events import best_first
@@ -389,6 +390,22 @@ def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_store_that_another_process_made_meanwhile_is_kept(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, made = tmp_path / "mlflow.db", tmp_path / "made.db"
+    if not links:
+        monkeypatch.setattr(tracking.os, "link", no_links)
+    for content in (b"first", b"second"):
+        made.unlink(missing_ok=True)
+        made.write_bytes(content)
+        tracking._put(made, path)
+        assert path.read_bytes() == b"first"
+
+
+def no_links(*_: Path) -> None:
+    raise PermissionError("no links here")
+
+
 def test_a_place_where_no_store_can_be_made_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(Failed, match=r"can't make the MLflow store '.*/none/mlflow.db': .*No such file or directory"):
         tracking.make_store(f"sqlite:///{tmp_path}/none/mlflow.db")
@@ -401,6 +418,100 @@ def test_a_deleted_experiment_is_said_with_what_to_do(record: Record, ledger: Le
     with pytest.raises(Failed, match=r"MLflow experiment 'corners' is deleted: restore it \(mlflow experiments restore\), or give the exp"):
         sync(HOME)
     assert ledger.left(destination()) == len(ledger.entries())
+
+
+def test_a_launch_that_is_refused_holds_no_other_up(record: Record, begin: Record, ledger: Ledger) -> None:
+    of = client()
+    of.delete_experiment(of.create_experiment("gone"))
+    of_gone = begin("refused", at_ms=AT - 1, experiment_name="gone")
+    record()
+    with pytest.raises(Failed, match="MLflow experiment 'gone' is deleted"):
+        sync(HOME)
+    assert len(runs()) == 5
+    assert (ledger.unsent(destination()), ledger.left(destination())) == ([of_gone.id], 1)
+    of.restore_experiment(of.get_experiment_by_name("gone").experiment_id)
+    assert sync(HOME) == (1, 0)
+
+
+def test_where_nobody_answers_no_other_launch_is_tried(record: Record, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def silent(self: tracking.Sender, launch: Any) -> int:
+        tried.append(launch.id)
+        raise requests.ConnectionError("no route to http://me:secret@host")
+
+    record("sweep-1")
+    record("sweep-2")
+    monkeypatch.setattr(tracking.Sender, "_send_launch", silent)
+    with pytest.raises(Failed, match=r"^MLflow at sqlite:.* took not everything: no route to http://host; run `orchestrator sync` again$"):
+        sync(HOME)
+    assert tried == ["sweep-1"]
+
+
+@pytest.mark.parametrize("error", [requests.Timeout("too\nlate"), OSError("too late")])
+def test_what_a_request_raises_is_one_line(error: OSError) -> None:
+    with pytest.raises(Failed, match=r"^MLflow at sqlite:.*: too late$"), tracking.said_by_mlflow():
+        raise error
+
+
+def test_a_password_is_in_no_message(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{unused_port()}")
+    assert "secret" in destination()
+    assert "secret" not in tracking.shown_destination()
+    with pytest.raises(Failed) as caught:
+        tracking.reachable_client()
+    assert str(caught.value).startswith("MLflow at http://127.0.0.1:")
+    assert "secret" not in str(caught.value)
+
+
+def test_runs_that_the_user_deleted_do_not_come_back(record: Record, ledger: Ledger) -> None:
+    record()
+    sync(HOME)
+    before = everything()
+    client().delete_run(runs()["sweep-1/1"].info.run_id)
+    assert sync(HOME, again=True) == (len(ledger.entries()), 0)
+    assert everything() == {key: run for key, run in before.items() if key != "sweep-1/1"}
+
+
+def test_a_run_that_was_deleted_while_it_ran_stops_nothing(begin: Record, ledger: Ledger) -> None:
+    launch = begin()
+    for trial in (0, 1):
+        ledger.append(launch.id, events(trial, ENDS[0])[:2])
+    sync(HOME)
+    client().delete_run(runs()["sweep-1/0"].info.run_id)
+    for trial in (0, 1):
+        ledger.append(launch.id, events(trial, ENDS[0])[2:])
+    assert sync(HOME)[1] == 0
+    assert {key: run.info.status for key, run in runs().items()} == {"sweep-1/parent": "RUNNING", "sweep-1/1": "FINISHED"}
+
+
+def test_a_poll_writes_no_identity_that_is_known(begin: Record, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = begin()
+    ledger.append(launch.id, events(0, ENDS[0])[:2])
+    sender, writes = tracking.Sender(ledger), []
+    sender.send()
+    begun = ledger._transaction
+    ledger.append(launch.id, events(0, ENDS[0])[2:])
+    monkeypatch.setattr(ledger, "_transaction", lambda: writes.append(1) or begun())
+    sender.send()
+    assert len(writes) == 1  # the mark
+
+
+def test_a_lock_that_can_not_be_taken_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "sending.lock").mkdir()
+    with pytest.raises(Failed, match=r"^can't lock '.*sending.lock': "), sending_lock(tmp_path):
+        pass
+
+
+def test_the_last_sending_waits_for_another_command_s(record: Record) -> None:
+    record()
+    with sending_lock(HOME):
+        sender = BackgroundSender(HOME)
+        sender.stop()
+        sender._thread.join(0.5)
+        assert sender._thread.is_alive()
+    assert sender.finish(30) == 0
+    assert len(runs()) == 5
 
 
 def test_only_who_holds_the_lock_sends(record: Record, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
