@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.resources import this_machine
 from orchestrator.errors import OrchestratorError
-from orchestrator.records.tracking import check_store, destination, shown
+from orchestrator.records.tracking import check_store, destination, shown_destination
 
 Check = dict[str, Any]
 ROOM_BYTES = 2_000_000_000
@@ -94,7 +94,7 @@ def _store() -> Check:
         check_store(destination())
     except OrchestratorError as error:
         return _bad("mlflow store", "error", str(error), "see what it says")
-    return _ok("mlflow store", shown(destination()))
+    return _ok("mlflow store", shown_destination())
 
 
 def _server() -> Check:
@@ -106,12 +106,12 @@ def _server() -> Check:
     if not uri.startswith("http"):
         return _ok("mlflow server", "none needed: the store is a local file")
     try:
-        with urllib.request.urlopen(f"{shown(uri).rstrip('/')}/health", timeout=5) as answer:
-            return _ok("mlflow server", f"{shown(uri)} answers {answer.status}")
+        with urllib.request.urlopen(f"{shown_destination().rstrip('/')}/health", timeout=5) as answer:
+            return _ok("mlflow server", f"{shown_destination()} answers {answer.status}")
     except (urllib.error.URLError, OSError, ValueError) as error:
         return _bad(
             "mlflow server",
             "error",
-            f"{shown(uri)} doesn't answer: {error}",
+            f"{shown_destination()} doesn't answer: {error}",
             "start it, or unset MLFLOW_TRACKING_URI; runs are kept until then",
         )
