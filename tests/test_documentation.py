@@ -6,12 +6,14 @@ import copy
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from packaging.requirements import Requirement
 
 import orchestrator
 from orchestrator import api
@@ -161,3 +163,11 @@ def test_a_page_names_only_files_that_are_there_and_is_finished(page: str) -> No
     linked = re.findall(r"\]\(([^)#:]+)\)", text)
     assert [link for link in linked if not (PROJECT / page).parent.joinpath(link).exists()] == []
     assert not re.search(r"\bMEASURED\b|\bTODO\b|\bTBD\b", text)
+
+
+def test_what_is_pinned_lies_within_the_ranges_of_the_project() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if "==" in line)
+    asked = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["dev"])]
+    assert [str(one) for one in asked if not one.specifier.contains(pinned[one.name])] == []
