@@ -171,3 +171,9 @@ def test_what_is_pinned_lies_within_the_ranges_of_the_project() -> None:
     pinned = dict(line.split("==") for line in lines if "==" in line)
     asked = [Requirement(text) for text in (*project["dependencies"], *project["optional-dependencies"]["dev"])]
     assert [str(one) for one in asked if not one.specifier.contains(pinned[one.name])] == []
+
+
+def test_every_folder_of_tests_is_run() -> None:
+    named = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["testpaths"]
+    folders = {f"tests/{path.parent.name}" for path in (PROJECT / "tests").glob("*/test_*.py")}
+    assert folders == {name for name in named if "*" not in name}
