@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -69,6 +70,8 @@ def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None
     import ray
 
     os.environ.pop("RAY_ADDRESS", None)
+    # Ray starts its workers through a shell and doesn't quote the interpreter's path (ray/_private/runtime_env/context.py)
+    interpreter = {"py_executable": shlex.quote(sys.executable)} if " " in sys.executable else {}
     try:
         ray.init(
             address="local",
@@ -78,7 +81,7 @@ def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None
             log_to_driver=False,
             logging_level=40,
             _temp_dir=str(folder),
-            runtime_env=dict(environment),
+            runtime_env={**environment, **interpreter},
         )
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise ClusterError(f"Ray can't be started here: {' '.join(str(error).split())[:300]}") from None

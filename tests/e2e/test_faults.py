@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -204,3 +205,22 @@ def launches_in_ledger(folder: Path) -> int:
             return int(db.execute("select count(*) from launches").fetchone()[0])
         except sqlite3.OperationalError:
             return 0
+
+
+def test_an_environment_whose_path_has_a_space_works(shell: Shell, tmp_path: Path) -> None:
+    """Ray starts its workers through a shell; a clone in `My Projects/` has such an environment."""
+    environment = tmp_path / "my environment"
+    environment.symlink_to(sys.prefix)
+    words = [
+        str(environment / "bin" / "python"),
+        "-m",
+        "orchestrator",
+        "sweep",
+        EXPERIMENT,
+        "sweep.trials=1",
+        "training.epochs=1",
+        "--json",
+    ]
+    done = subprocess.run(words, cwd=shell.folder, env=shell.env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [trial["state"] for trial in json.loads(done.stdout)["trials"]] == ["finished"]
