@@ -13,9 +13,9 @@ setup: .venv/made  ## the environment, pinned, and nothing else
 demo: setup  ## the main job: sweep, leaderboard, promote, predict
 	$(BIN)/orchestrator sweep configs/digits-cnn.yaml
 	$(BIN)/orchestrator runs digits-cnn --top 5
-	$(BIN)/orchestrator promote digits-cnn || true  # a second demo finds a champion that is as good
-	$(BIN)/orchestrator data prepare configs/digits-cnn.yaml
-	$(BIN)/orchestrator predict models:/digits-cnn@champion "$$(ls -t .orchestrator/data/*/test.parquet | head -n 1)" predictions.parquet
+	$(BIN)/orchestrator promote digits-cnn || test $$? -eq 1  # a second demo finds a champion that is as good
+	$(BIN)/orchestrator predict models:/digits-cnn@champion "$$($(BIN)/orchestrator data prepare configs/digits-cnn.yaml --json \
+	  | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["splits"]["test"]["files"][0])')" predictions.parquet
 	@echo
 	@echo "Done. Next, with '$(BIN)' on your PATH:"
 	@echo "  orchestrator ui                                   every run in the MLflow UI"
