@@ -96,7 +96,7 @@ def test_history_rollback_and_the_gate_answer_on_the_command_line(swept: Swept, 
     shell, _ = swept
     history = typed("history", "digits-cnn", "--json", folder=shell.folder).json
     assert history["model"] == "digits-cnn"
-    assert list(history["entries"][0]) == ["when", "who", "action", "version", "from", "reason", "scores"]
+    assert list(history["entries"][0]) == ["when", "who", "action", "alias", "version", "from", "reason", "scores"]
     gated = typed(
         "promote", "digits-cnn", "registry.model=gated", "registry.require={test_accuracy: {min: 1.01}}", "--json", folder=shell.folder
     )
