@@ -171,7 +171,7 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
                 winner = _conclude(asked, ledger, launch, state, results)
             except BaseException as reason:
                 raise _cut_short(ledger, launch, reason) from reason
-        except BaseException:
+        except BaseException:  # an interrupt too: what is recorded is sent, then it is raised again
             sender.finish(FINISH_S)
             raise
         sender.stop()  # it sends the rest while Ray ends

@@ -6,7 +6,7 @@ nothing else: no stopping rules, no records, no retries of a trial's own errors.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.training.trial import Job
@@ -34,8 +34,3 @@ class Executor(Protocol):
 
 def set_up_worker() -> None:
     """Runs first in every Ray worker. Importing this package binds `models`, `pipelines` and `cluster` to ours."""
-
-
-def place_of(node: str, gpus: float) -> dict[str, Any]:
-    """Device and node of a worker."""
-    return {"device": "cuda:0" if gpus else "cpu", "node": node}

@@ -64,10 +64,6 @@ class Space:
     def __len__(self) -> int:
         return len(self.domains)
 
-    @property
-    def conditional(self) -> bool:
-        return any(domain.when for domain in self.domains)
-
     def point(self, values: Mapping[str, Any]) -> dict[str, Any] | None:
         """The part of `values` that this space searches; None if one of them is missing or lies outside."""
         chosen: dict[str, Any] = {}

@@ -108,8 +108,7 @@ def test_a_condition_on_a_key_that_is_not_searched_is_refused() -> None:
 
 def test_a_space_knows_its_size_and_whether_it_has_conditions() -> None:
     grid = Space((NAME, Domain("b", "choice", (1, 2))))
-    assert (len(grid), grid.size(), grid.conditional) == (2, 6, False)
-    assert Space((NAME, MOMENTUM)).conditional
+    assert (len(grid), grid.size()) == (2, 6)
     assert Space().size() == 1
 
 
