@@ -69,8 +69,10 @@ def ours(case: Case, precision: str, rank: int) -> Epoch:
     from models.cnn import CNN
     from orchestrator.training.loop import Settings, Training
     from orchestrator.training.optim import Adam
-    from pipelines.batches import Batches
-    from pipelines.encode import ClassEncoder, Encoder, ImageEncoder
+    from pipelines.batches import Batches, Held
+    from pipelines.encode import Encoder
+    from pipelines.encode.classes import ClassEncoder
+    from pipelines.encode.images import ImageEncoder
     from pipelines.schema import Column, Schema
 
     image, label = Column("image", "image", (1, case.side, case.side), "uint8"), Column("label", "class", dtype="int64")
@@ -78,8 +80,8 @@ def ours(case: Case, precision: str, rank: int) -> Epoch:
     encoder = Encoder(schema, {"image": ImageEncoder(image, (127.5,), (73.9,)), "label": ClassEncoder(label, schema.classes)})
     pixels, labels = images(case)
     columns = {"image": pixels.permute(0, 2, 3, 1).contiguous(), "label": labels}
-    batches = Batches(columns, case.batch, 0, rank, case.workers)
-    validation = {name: values[:250] for name, values in columns.items()}
+    batches = Batches(Held(columns), case.batch, 0, rank, case.workers)
+    validation = Held({name: values[:250] for name, values in columns.items()})
     settings = Settings(1_000_000, case.batch, 0, precision, rank=rank, world_size=case.workers)
     training = Training(CNN(CNN.Config(**case.options), schema), encoder, batches, validation, (Adam, Adam.Config()), settings)
     return lambda: training.run_epoch()["samples_per_s"]

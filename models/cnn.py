@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch.nn.functional as F
 from annotated_types import Ge, Gt, Len, Lt
 from torch import Tensor, nn
 
+from . import classify
 from .family import Batch, Family, FamilyConfig, Schema
 from .norm import Norm, norm2d
 
@@ -36,6 +36,7 @@ class CNN(Family):
         dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
         hidden_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0  # after each hidden layer
         label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+        class_weights: classify.ClassWeights = "none"
 
         def __post_init__(self) -> None:
             for name in ("kernels", "strides"):
@@ -47,6 +48,7 @@ class CNN(Family):
     task = "classification"
     metrics = ("accuracy",)
     channels_last = True
+    baseline_name = classify.BASELINE
 
     def __init__(self, config: Config, schema: Schema) -> None:
         super().__init__(config, schema)
@@ -64,6 +66,7 @@ class CNN(Family):
             size = hidden
         layers.append(nn.Linear(size, len(schema.classes)))
         self.classifier = nn.Sequential(*layers)
+        self.register_buffer("class_weights", classify.weights(config.class_weights, schema.counts), persistent=False)
 
     @classmethod
     def misfit(cls, schema: Schema) -> str | None:
@@ -80,13 +83,13 @@ class CNN(Family):
         return logits
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        smoothing = self.config.label_smoothing if self.training else 0.0
-        return F.cross_entropy(outputs.float(), batch[self.target], label_smoothing=smoothing, reduction="none")
+        return classify.loss(outputs, batch[self.target], self.class_weights, self.config.label_smoothing, self.training)
 
-    def decode(self, outputs: Tensor) -> dict[str, Tensor]:
-        probabilities = outputs.float().softmax(1)
-        best = probabilities.max(1)
-        return {"prediction": best.indices, "probability": best.values, "probabilities": probabilities}
+    def decode(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return classify.decode(outputs)
+
+    def baseline(self, batch: Batch) -> Tensor:
+        return classify.majority(self.schema, batch[self.input])
 
 
 def _features(config: Any, shape: tuple[int, ...]) -> tuple[nn.Sequential, int, int, int]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .encode import Encoder, Errors
+from .ragged import MOST_CELLS, by_size, in_memory, take
 
 BATCH = 250
 
@@ -22,32 +23,34 @@ def answer(net: Any, encoder: Encoder, table: pa.Table, every_class: bool = Fals
     file names in an image column are looked for; without it no file is read. Raises DataError if a column is missing.
     """
     arrays, errors = encoder.arrays(table, encoder.input_names, folder)
-    tensors = {name: torch.from_numpy(values if values.flags.writeable else values.copy()) for name, values in arrays.items()}
+    columns = in_memory(arrays)
     was_training = net.training
     net.eval()
-    parts: dict[str, list[Tensor]] = {}
+    places, parts = [], []
     with torch.inference_mode():
-        for start in range(0, table.num_rows, BATCH):
-            batch = encoder.tensors({name: values[start : start + BATCH] for name, values in tensors.items()})
-            for name, values in net.decode(net(batch)).items():
-                parts.setdefault(name, []).append(values)
+        for rows in by_size(columns, torch.arange(table.num_rows), BATCH, MOST_CELLS):
+            batch = encoder.tensors(take(columns, rows))
+            parts.append(_named(net.decode(net(batch), batch), encoder, every_class))
+            places.append(rows.numpy())
     net.train(was_training)
-    decoded = {name: torch.cat(values).numpy() for name, values in parts.items()}
-    fits = np.ones(table.num_rows, bool)
-    fits[list(errors)] = False
-    return pa.table(_named(decoded, encoder, fits, every_class)), errors
+    if not parts:
+        return pa.table({}), errors
+    where = np.empty(table.num_rows, np.int64)
+    where[np.concatenate(places)] = np.arange(table.num_rows)
+    where = pa.array(where, mask=np.isin(np.arange(table.num_rows), list(errors)))  # a null place gives a null answer
+    return pa.concat_tables(parts).take(where), errors
 
 
-def _named(decoded: dict[str, np.ndarray], encoder: Encoder, fits: np.ndarray, every_class: bool) -> dict[str, pa.Array]:
-    """Class indices become names; probabilities of every class become a column each, if asked."""
+def _named(decoded: dict[str, Any], encoder: Encoder, every_class: bool) -> pa.Table:
+    """Predictions as the target calls them; probabilities of every class become a column each, if asked."""
     columns: dict[str, pa.Array] = {}
-    classes = encoder.schema.classes
     for name, values in decoded.items():
-        if name == "prediction" and classes:
-            named = np.array(classes, dtype=object)[values]
-            columns[name] = pa.array([v if ok else None for v, ok in zip(named, fits, strict=True)], pa.string())
+        if name == "prediction":
+            columns[name] = encoder.columns[encoder.schema.target.name].answers(values)
+        elif not isinstance(values, Tensor):
+            columns[name] = pa.array(values)
         elif values.ndim == 1:
-            columns[name] = pa.array(values, mask=~fits)
-        elif every_class and classes:
-            columns |= {f"probability_{c}": pa.array(values[:, place], mask=~fits) for place, c in enumerate(classes)}
-    return columns
+            columns[name] = pa.array(values.numpy())
+        elif every_class and encoder.schema.classes:
+            columns |= {f"probability_{c}": pa.array(values[:, place].numpy()) for place, c in enumerate(encoder.schema.classes)}
+    return pa.table(columns)

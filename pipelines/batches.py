@@ -1,28 +1,100 @@
 """Parquet -> tensors for one rank: in memory, one permutation an epoch, one `index_select` a batch.
 
 The order of an epoch is a function of (seed, epoch) alone, and every rank takes its own piece of every global batch: so the ranks'
-rows don't overlap, each row comes once an epoch, and a run of two ranks sees the same batches as a run of one.
+rows don't overlap, each row comes once an epoch, and a run of two ranks sees the same batches as a run of one. Rows of different
+sizes are batched with their like, so that little is padded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from .prepare import Prepared, keep_names
+from .encode import Encoder
+from .prepare import Prepared
+from .ragged import MOST_CELLS, Columns, Ragged, by_size, cells_of, in_memory, take
 
-Columns = Mapping[str, Tensor]
+Batch = Mapping[str, Tensor]  # compact: what `Encoder.tensors` takes
+POOL = 50  # batches that are sorted by size together: enough for little padding, few enough for a good shuffle
 
 
-def load(prepared: Prepared, part: str) -> dict[str, Tensor]:
-    """All rows of a part as compact tensors ([N, ...], e.g. uint8 images), in the file's order."""
-    names = keep_names(prepared.schema)
-    arrays, _ = prepared.encoder.arrays(pq.read_table(prepared.file(part), columns=names), names)
-    return {name: torch.from_numpy(values if values.flags.writeable else values.copy()) for name, values in arrays.items()}
+class Part(Protocol):
+    """The rows of a part of the data, for evaluation: in memory or streamed."""
+
+    def __len__(self) -> int: ...
+
+    def in_order(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """Batches of one rank's share of the rows, at most `size` rows each; sums over them don't depend on their order."""
+        ...
+
+
+class Shuffled(Protocol):
+    """The training rows of one rank, in a new order each epoch."""
+
+    rows: int  # over all ranks
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in an epoch."""
+        ...
+
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Step]:
+        """The steps of an epoch (from 1), without the first `skip`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Held:
+    """A part in memory: columns of compact tensors ([N, ...], e.g. uint8 images), or ragged ones."""
+
+    columns: Columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, name: str) -> Tensor | Ragged:
+        return self.columns[name]
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.columns.values())).device
+
+    def to(self, device: str | torch.device) -> Held:
+        return Held({name: values.to(device) for name, values in self.columns.items()})
+
+    def rows(self, chosen: slice) -> Batch:
+        """Some rows as one batch."""
+        return take(self.columns, torch.arange(len(self), device=self.device)[chosen])
+
+    def in_order(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+        """See Part; where all rows have one size, in the file's order."""
+        own = shares(len(self), world_size)
+        start = sum(own[:rank])
+        if cells_of(self.columns) is None:  # views, not copies
+            for first in range(start, start + own[rank], size):
+                yield {n: v[first : min(first + size, start + own[rank])] for n, v in self.columns.items() if isinstance(v, Tensor)}
+            return
+        for rows in by_size(self.columns, torch.arange(start, start + own[rank], device=self.device), size, MOST_CELLS):
+            yield take(self.columns, rows)
+
+
+def load(prepared: Prepared, part: str) -> Held:
+    """All rows of a part in memory, in the file's order."""
+    return load_with(prepared.encoder, prepared, part)
+
+
+def load_with(encoder: Encoder, prepared: Prepared, part: str) -> Held:
+    """All rows of a part, encoded by another encoder than the data's own, perhaps. Raises ValueError if a row doesn't fit."""
+    arrays, errors = encoder.arrays(pq.read_table(prepared.file(part), columns=encoder.names), encoder.names)
+    if errors:
+        row, says = min(errors.items())
+        raise ValueError(f"{len(errors)} rows of the {part} data don't fit it; row {row}: {says}")
+    return Held(in_memory(arrays))
 
 
 @dataclass(frozen=True)
@@ -32,7 +104,7 @@ class Step:
     Every rank has as many pieces, some of them empty where a batch is short: each takes part in every collective.
     """
 
-    pieces: list[Columns]
+    pieces: list[Batch]
     rows: int
     total: int
 
@@ -46,11 +118,11 @@ def shares(rows: int, parts: int) -> list[int]:
 class Batches:
     """Shuffled batches of one rank. `batch_size` is the global batch; `accumulate` splits a rank's piece of it further."""
 
-    def __init__(self, columns: Columns, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1) -> None:
-        self.columns, self.batch_size, self.seed = columns, batch_size, seed
+    def __init__(self, held: Held, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, accumulate: int = 1) -> None:
+        self.held, self.batch_size, self.seed = held, batch_size, seed
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
-        first = next(iter(columns.values()))
-        self.rows, self.device = len(first), first.device
+        self.rows, self.device = len(held), held.device
+        self.cells = cells_of(held.columns)
 
     @property
     def steps(self) -> int:
@@ -60,22 +132,27 @@ class Batches:
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Step]:
         """The steps of an epoch (from 1), without the first `skip`."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        order = torch.randperm(self.rows, generator=generator).to(self.device)
+        order = shuffled(self.rows, self.batch_size, self.cells, generator).to(self.device)
         for start in range(skip * self.batch_size, self.rows, self.batch_size):
-            total = min(self.batch_size, self.rows - start)
-            sizes = shares(total, self.world_size)
-            rows, first = sizes[self.rank], start + sum(sizes[: self.rank])
-            pieces = order[first : first + rows].split(shares(rows, min(self.accumulate, sizes[0])))
-            yield Step([self._take(piece) for piece in pieces], rows, total)
-
-    def _take(self, rows: Tensor) -> Columns:
-        return {name: values.index_select(0, rows) for name, values in self.columns.items()}
+            yield step_of(self.held.columns, order[start : start + self.batch_size], self.rank, self.world_size, self.accumulate)
 
 
-def in_order(columns: Columns, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Columns]:
-    """Batches of one rank's contiguous share of the rows, in order: for evaluation."""
-    sizes = shares(len(next(iter(columns.values()))), world_size)
-    start = sum(sizes[:rank])
-    for first in range(start, start + sizes[rank], size):
-        last = min(first + size, start + sizes[rank])
-        yield {name: values[first:last] for name, values in columns.items()}
+def step_of(columns: Columns, order: Tensor, rank: int, world_size: int, accumulate: int) -> Step:
+    """One rank's piece of a global batch, the rows of which are `order`."""
+    sizes = shares(len(order), world_size)
+    first = sum(sizes[:rank])
+    pieces = order[first : first + sizes[rank]].split(shares(sizes[rank], min(accumulate, sizes[0])))
+    return Step([take(columns, piece) for piece in pieces], sizes[rank], len(order))
+
+
+def shuffled(rows: int, batch_size: int, cells: Tensor | None, generator: torch.Generator) -> Tensor:
+    """A permutation of the rows ([rows] int64, on the CPU). Where they have sizes, each batch of it holds rows of like size."""
+    order = torch.randperm(rows, generator=generator)
+    if cells is None:
+        return order
+    sizes, whole = cells.cpu(), rows - rows % batch_size
+    pools = [pool[sizes[pool].argsort(stable=True)] for pool in order[:whole].split(POOL * batch_size)]
+    if not pools:
+        return order
+    batches = torch.cat(pools).view(-1, batch_size)
+    return torch.cat([batches[torch.randperm(len(batches), generator=generator)].flatten(), order[whole:]])

@@ -16,8 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
+from safetensors.torch import load_file
+from torch import Tensor
 
-from .encode import KINDS, ClassEncoder, Encoder, refuse
+from .encode import KINDS, Encoder
+from .ragged import Ragged
 from .raw import Load, Raw
 from .schema import FORMAT, DataError, Schema
 from .splits import NAMES, SplitConfig, split
@@ -40,6 +43,11 @@ class Prepared:
 
     def file(self, part: str) -> Path:
         return self.folder / f"{part}.parquet"
+
+    def tables(self) -> dict[str, Tensor]:
+        """What the data knows beside its rows; none for most sources."""
+        path = self.folder / "tables.safetensors"
+        return load_file(path) if path.exists() else {}
 
     @classmethod
     def open(cls, folder: Path) -> Prepared:
@@ -134,35 +142,19 @@ def _refuse_kinds(raw: Raw) -> None:
             f"or leave out with data.drop: [{', '.join(column.name for column in odd)}]",
             "data.inputs",
         )
-    if raw.target.kind != "class":
-        raise DataError(f"target '{raw.target.name}' is a {raw.target.kind}, which no family learns; they learn classes", "data.target")
 
 
 def _fit(raw: Raw, tables: Mapping[str, pa.Table], parts: Mapping[str, np.ndarray]) -> Encoder:
     """The encoder of the training rows, checked on the rows of every part."""
-    classes: tuple[str, ...] = ()
-    if raw.target.kind == "class":
-        classes = ClassEncoder.fit(raw.target, np.array(tables["train"][raw.target.name].unique().to_pylist(), dtype=object)).classes
-    schema = Schema(raw.inputs, raw.target, classes)
-    encoder = Encoder.fit(schema, tables["train"], parts["train"])
+    encoder = Encoder.fit(raw.inputs, raw.target, tables["train"])
     for name in NAMES:
-        for column in keep_names(schema):
-            if name == "train" and column != raw.target.name:
-                continue  # fitting has looked
-            _, errors = encoder.columns[column].array(tables[name][column])
-            refuse({int(parts[name][row]): says for row, says in errors.items()}, column, f"the data ({name} part)")
+        encoder.check(tables[name], name, parts[name])
     return encoder
 
 
-def keep_names(schema: Schema) -> list[str]:
-    """The columns that prepared files hold: the inputs, then the target."""
-    return [*(c.name for c in schema.inputs), schema.target.name]
-
-
 def _describe(raw: Raw, tables: Mapping[str, pa.Table], encoder: Encoder, fingerprint: str) -> dict[str, Any]:
-    row_bytes = sum(int(np.prod(c.shape)) * np.dtype(c.dtype).itemsize for c in raw.inputs) + 8
     counts: dict[str, dict[str, int]] = {}
-    if encoder.schema.classes:
+    if encoder.schema.target.kind == "class":
         for name, table in tables.items():
             codes, _ = encoder.columns[raw.target.name].array(table[raw.target.name])
             seen = np.bincount(codes, minlength=len(encoder.schema.classes))
@@ -173,7 +165,15 @@ def _describe(raw: Raw, tables: Mapping[str, pa.Table], encoder: Encoder, finger
         "schema": encoder.schema.to_plain(),
         "encoder": encoder.to_plain(),
         "rows": {name: table.num_rows for name, table in tables.items()},
-        "size_bytes": row_bytes * raw.table.num_rows,
+        "size_bytes": sum(_size_bytes(encoder, table) for table in tables.values()),
         "optimum": dict(raw.optimum),
         "counts": counts,
     }
+
+
+def _size_bytes(encoder: Encoder, table: pa.Table) -> int:
+    """Of all rows, encoded, in memory: from the first ones."""
+    some = table.slice(0, ROW_GROUP)
+    arrays, _ = encoder.arrays(some, encoder.names)
+    each = sum(a.size_bytes if isinstance(a, Ragged) else a.nbytes for a in arrays.values()) / max(1, some.num_rows)
+    return round(each * table.num_rows)

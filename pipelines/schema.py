@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 
 
 class DataError(ValueError):
@@ -20,7 +20,8 @@ class DataError(ValueError):
 class Column:
     """A column. `kind`: image, class, number ...; `shape`: of one row's tensor ([C, H, W] of an image, () of a class).
 
-    `dtype`: of the stored values. `resize`: encoded images of another size are brought to this one.
+    `dtype`: of the stored values. `resize`: encoded images of another size are brought to this one. `vocabulary`: the codes that a
+    text or an id can have, padding and the unknown included. `mean`, `std`: of a number's training rows.
     """
 
     name: str
@@ -28,15 +29,22 @@ class Column:
     shape: tuple[int, ...] = ()
     dtype: str = "float32"
     resize: bool = False
+    vocabulary: int = 0
+    mean: float = 0.0
+    std: float = 1.0
 
 
 @dataclass(frozen=True)
 class Schema:
-    """Input columns in order, the target, and the classes' names in the order of their indices (empty if the target is no class)."""
+    """Input columns in order, the target, and the classes' names in the order of their indices (empty if the target is no class).
+
+    `counts`: training rows (pixels of masks) of each class.
+    """
 
     inputs: tuple[Column, ...]
     target: Column
     classes: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON-ready data."""
@@ -45,7 +53,9 @@ class Schema:
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Schema:
         """From what `to_plain` gave; unknown fields are ignored."""
-        return cls(tuple(_column(c) for c in data["inputs"]), _column(data["target"]), tuple(data["classes"]))
+        return cls(
+            tuple(_column(c) for c in data["inputs"]), _column(data["target"]), tuple(data["classes"]), tuple(data.get("counts", ()))
+        )
 
 
 def _column(data: dict[str, Any]) -> Column:

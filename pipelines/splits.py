@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from annotated_types import Ge, Gt, Lt
 
-from .encode import label_codes
+from .encode.classes import label_codes
 from .raw import Raw
 from .schema import DataError
 

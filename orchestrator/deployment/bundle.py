@@ -38,8 +38,8 @@ from pipelines.encode import Encoder
 from pipelines.schema import Schema
 
 FORMAT = 1
-REQUIREMENTS = ("annotated-types", "mlflow", "numpy", "pandas", "pillow", "pyarrow", "safetensors", "torch")
-CODE = {"models": None, "pipelines": ("__init__.py", "answer.py", "encode.py", "schema.py")}  # None: every module
+REQUIREMENTS = ("annotated-types", "mlflow", "numpy", "pandas", "pyarrow", "safetensors", "torch")  # and what the encoders need
+CODE = {"models": ("*.py",), "pipelines": ("__init__.py", "answer.py", "encode/*.py", "ragged.py", "schema.py")}
 
 SERVING = '''"""Loads this bundle in plain MLflow. Made by orchestrator; the code it runs lies in code/."""
 
@@ -69,6 +69,8 @@ class Bundle(PythonModel):
         config = {{k: tuple(v) if isinstance(v, list) else v for k, v in about["config"].items()}}
         self.net = family(family.Config(**config), schema)
         self.net.load_state_dict(load_file(here / "weights.safetensors"))
+        tables = here / "tables.safetensors"
+        self.net.bind(load_file(tables) if tables.exists() else {{}})
         self.net.eval()
 
     def predict(self, context, model_input, params=None):
@@ -99,6 +101,7 @@ def write(
     folder: Path,
     encoder: Encoder,
     weights: Mapping[str, Tensor],
+    tables: Mapping[str, Tensor],
     example: tuple[pa.Table, pa.Table],
     about: Mapping[str, Any],
     user_folder: Path,
@@ -113,8 +116,10 @@ def write(
             package, path = _stage_code(Path(staging), about["family"], user_folder)
             serving = Path(staging) / "serving.py"
             serving.write_text(SERVING.format(package=package, family=path))
-            _save_mlflow_model(made, serving, Path(staging) / package, example)
+            _save_mlflow_model(made, serving, Path(staging) / package, example, encoder)
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, made / "weights.safetensors")
+        if tables:
+            save_file({k: v.contiguous() for k, v in tables.items()}, made / "tables.safetensors")
         (made / "model.json").write_text(json.dumps({"format": FORMAT, **about, "schema": encoder.schema.to_plain()}, indent=1))
         (made / "encoder.json").write_text(json.dumps(encoder.to_plain(), indent=1))
         pq.write_table(example[0], made / "example.parquet")
@@ -139,6 +144,7 @@ def read(folder: Path) -> Bundle:
         cls = _family_class(about["family"], Path(about.get("folder", ".")))
         family: Family = cls(options(cls.Config, about["config"]), schema)
         family.load_state_dict(load_file(folder / "weights.safetensors"))
+        family.bind(load_file(folder / "tables.safetensors") if (folder / "tables.safetensors").exists() else {})
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())[:500]
         raise Refused(f"'{folder}' is no whole bundle of orchestrator: {said}") from None
@@ -167,11 +173,10 @@ def _lies_in(folder: Path, family: str) -> bool:
 def _stage_code(staging: Path, family: str, user_folder: Path) -> tuple[str, str]:
     """Copy the code that a bundle needs below one package; (the package's name, the family's path in it)."""
     files: dict[str, bytes] = {}
-    for package, chosen in CODE.items():
+    for package, patterns in CODE.items():
         root = Path((models if package == "models" else pipelines).__file__ or "").parent
-        for path in sorted(root.glob("*.py")):
-            if chosen is None or path.name in chosen:
-                files[f"{package}/{path.name}"] = path.read_bytes()
+        for path in sorted({path for pattern in patterns for path in root.glob(pattern)}):
+            files[f"{package}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
     family_path = FAMILIES.get(family)
     if family_path is None:
         files |= user_files(family, user_folder)
@@ -239,7 +244,7 @@ def _refuse_absolute(name: str, content: bytes, moved: set[str]) -> None:
                 raise Failed(f"'{name}', line {node.lineno}: 'import {alias.name}' finds nothing in a bundle: write '{way}'")
 
 
-def _save_mlflow_model(path: Path, serving: Path, code: Path, example: tuple[pa.Table, pa.Table]) -> None:
+def _save_mlflow_model(path: Path, serving: Path, code: Path, example: tuple[pa.Table, pa.Table], encoder: Encoder) -> None:
     import mlflow.pyfunc
     from mlflow.models.signature import infer_signature
 
@@ -250,5 +255,5 @@ def _save_mlflow_model(path: Path, serving: Path, code: Path, example: tuple[pa.
         code_paths=[str(code)],
         signature=infer_signature(given, answers),
         input_example=given,
-        pip_requirements=[f"{name}=={metadata.version(name)}" for name in REQUIREMENTS],
+        pip_requirements=[f"{name}=={metadata.version(name)}" for name in sorted({*REQUIREMENTS, *encoder.requires})],
     )

@@ -15,7 +15,6 @@ from orchestrator.training.loop import Evaluation
 from orchestrator.training.trial import best_weights, build_family
 from pipelines import batches
 from pipelines.answer import answer
-from pipelines.encode import Encoder
 from pipelines.prepare import Prepared
 
 from . import bundle as bundles
@@ -34,6 +33,8 @@ def compose(
     torch.manual_seed(0)
     family = build_family(experiment, prepared.schema, str(user_folder))
     family.load_state_dict(weights)
+    tables = prepared.tables()
+    family.bind(tables)
     example = example_rows(prepared)
     answers, _ = answer(family, prepared.encoder, example)
     facts = {
@@ -46,33 +47,16 @@ def compose(
         "experiment": experiment.plain(),
         **about,
     }
-    path = bundles.write(folder, prepared.encoder, weights, (example, answers), facts, user_folder)
+    path = bundles.write(folder, prepared.encoder, weights, tables, (example, answers), facts, user_folder)
     return path, int(record["epoch"])
 
 
 def example_rows(prepared: Prepared) -> pa.Table:
     """A few rows of the input columns, in the form that JSON can carry too."""
     table = pq.read_table(prepared.file("validation"), columns=prepared.encoder.input_names).slice(0, EXAMPLE_ROWS)
-    columns = {}
-    for column in prepared.schema.inputs:
-        values, _ = prepared.encoder.columns[column.name].array(table[column.name])
-        columns[column.name] = pa.array([row.reshape(-1).astype(float).tolist() for row in values])
-    return pa.table(columns)
+    return pa.table({name: prepared.encoder.columns[name].example(table[name]) for name in table.column_names})
 
 
 def score(bundle: bundles.Bundle, prepared: Prepared, part: str = "test") -> dict[str, float]:
     """`{part}_loss` and the family's metrics on a part of prepared data, encoded by the bundle's own encoder. Raises ValueError."""
-    columns = load_with(bundle.encoder, prepared, part)
-    return Evaluation(bundle.family, bundle.encoder)(columns, part)
-
-
-def load_with(encoder: Encoder, prepared: Prepared, part: str) -> dict[str, torch.Tensor]:
-    """The rows of a part, encoded by another encoder than the data's own."""
-    if encoder.schema == prepared.schema:
-        return batches.load(prepared, part)
-    wanted = [*encoder.input_names, encoder.schema.target.name]
-    arrays, errors = encoder.arrays(pq.read_table(prepared.file(part)), wanted)
-    if errors:
-        row, says = min(errors.items())
-        raise ValueError(f"{len(errors)} rows of the {part} data don't fit it; row {row}: {says}")
-    return {name: torch.from_numpy(values.copy()) for name, values in arrays.items()}
+    return Evaluation(bundle.family, bundle.encoder)(batches.load_with(bundle.encoder, prepared, part), part)

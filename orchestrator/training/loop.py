@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from models.family import Family
 from models.metrics import METRICS
 from orchestrator import names
 from orchestrator.training import optim
-from pipelines.batches import Batches, Step, in_order
+from pipelines.batches import Batch, Part, Shuffled, Step
 from pipelines.encode import Encoder
 
 EVALUATION_BATCH = 250  # larger batches leave the cache: 11,500 images/s at 250, 4,700 at 4,000 (MNIST, 2 cores)
@@ -57,16 +57,18 @@ class Evaluation:
         self.precision = precision
 
     @torch.inference_mode()
-    def __call__(self, columns: Mapping[str, Tensor], prefix: str, rank: int = 0, world_size: int = 1) -> dict[str, float]:
-        """`{prefix}_loss` and the family's metrics, over the rows of all ranks."""
+    def __call__(
+        self, part: Part, prefix: str, rank: int = 0, world_size: int = 1, forward: Callable[[Batch], Any] | None = None
+    ) -> dict[str, float]:
+        """`{prefix}_loss` and the family's metrics, over the rows of all ranks. `forward`: instead of the network (its baseline)."""
         was_training = self.family.training
         self.family.eval()
-        device = next(iter(columns.values())).device
+        device = next(self.family.parameters()).device
         loss, totals = torch.zeros(2, dtype=torch.float64, device=device), dict[str, Tensor]()
-        for piece in in_order(columns, EVALUATION_BATCH, rank, world_size):
+        for piece in part.in_order(EVALUATION_BATCH, rank, world_size):
             batch = self.encoder.tensors(piece)
             with autocast(self.precision, device):
-                outputs = self.family(batch)
+                outputs = (forward or self.family)(batch)
             rows = self.family.loss(outputs, batch)
             loss += torch.stack([rows.sum(dtype=torch.float64), torch.tensor(float(len(rows)), dtype=torch.float64, device=device)])
             for name, metric in self.metrics.items():
@@ -96,8 +98,8 @@ class Training:
         self,
         family: Family,
         encoder: Encoder,
-        train: Batches,
-        validation: Mapping[str, Tensor],
+        train: Shuffled,
+        validation: Part,
         optimizer: tuple[Any, Any],
         settings: Settings,
     ) -> None:
@@ -142,12 +144,14 @@ class Training:
         metrics |= {"lr": self.optimizer.param_groups[0]["lr"], "samples_per_s": seen / seconds}
         return metrics | {"epoch_s": time.perf_counter() - began}
 
-    def evaluate(self, columns: Mapping[str, Tensor], prefix: str) -> dict[str, float]:
+    def evaluate(self, part: Part, prefix: str) -> dict[str, float]:
         """Metrics on the rows of all ranks; running statistics of rank 0 count, as they will in the bundle."""
         if self.settings.world_size > 1:
-            for buffer in self.family.buffers():
-                dist.broadcast(buffer, 0)
-        return self.evaluation(columns, prefix, self.settings.rank, self.settings.world_size)
+            kept = self.family.state_dict().keys()
+            for name, buffer in self.family.named_buffers():
+                if name in kept:
+                    dist.broadcast(buffer, 0)
+        return self.evaluation(part, prefix, self.settings.rank, self.settings.world_size)
 
     def _step(self, step: Step) -> Tensor:
         """One optimizer step; the sum of the rows' losses."""
@@ -164,7 +168,7 @@ class Training:
         self.step += 1
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-    def _backward(self, piece: Mapping[str, Tensor], scale: float) -> Tensor:
+    def _backward(self, piece: Batch, scale: float) -> Tensor:
         batch = self.encoder.tensors(piece)
         with autocast(self.settings.precision, self.device):
             outputs = self.net(batch)

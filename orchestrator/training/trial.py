@@ -116,6 +116,7 @@ class _Trial:
         seeds.set_all(job.experiment.training.seed)
         self.prepared, train, validation = _data(job.data, place.device)
         family = build_family(job.experiment, self.prepared.schema, job.folder)
+        family.bind(self.prepared.tables())
         self.training = self._training(family, train, validation)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
@@ -203,7 +204,7 @@ def _data(folder: str, device: str) -> tuple[Prepared, Any, Any]:
     if (folder, device) not in _DATA:
         _DATA.clear()
         prepared = Prepared.open(Path(folder))
-        train, validation = ({k: v.to(device) for k, v in batches.load(prepared, part).items()} for part in ("train", "validation"))
+        train, validation = (batches.load(prepared, part).to(device) for part in ("train", "validation"))
         _DATA[folder, device] = (prepared, train, validation)
     return _DATA[folder, device]
 

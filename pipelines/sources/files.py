@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..encode import is_bytes, is_text
+from ..encode.arrow import is_bytes, is_text
 from ..schema import DataError
 from ..splits import part_name
 

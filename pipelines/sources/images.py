@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ..encode import SUFFIXES
+from ..encode.pictures import SUFFIXES
 from ..raw import Raw, existing, image_column
 from ..schema import Column, DataError
 from ..splits import part_name

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 import numpy as np
 from annotated_types import Gt
 
-from ..encode import decode_picture, picture_shape
+from ..encode.pictures import decode_picture, picture_shape
 from ..schema import Column, DataError
 
 Side = Annotated[int, Gt(0)]

@@ -16,7 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..encode import SUFFIXES, Errors, image_array, image_text, is_bytes, is_list, is_picture, is_text, label_codes
+from ..encode.arrow import is_bytes, is_list, is_text
+from ..encode.classes import label_codes
+from ..encode.column import Errors
+from ..encode.images import image_array
+from ..encode.pictures import SUFFIXES, image_text, is_picture
 from ..raw import Raw, existing, image_column
 from ..schema import Column, DataError
 from .files import parts_of, read

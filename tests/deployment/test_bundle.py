@@ -61,7 +61,7 @@ class Net(Family):
     def loss(self, outputs, batch):
         return nn.functional.cross_entropy(outputs, batch[self.schema.target.name], reduction="none")
 
-    def decode(self, outputs):
+    def decode(self, outputs, batch):
         best = outputs.softmax(1).max(1)
         return {"prediction": best.indices, "probability": best.values}
 """
@@ -202,7 +202,7 @@ def test_the_encoder_in_serving_is_bit_for_bit_the_one_in_training(
     about = json.loads((made["cnn"] / "model.json").read_text())
     serving = encode.Encoder.from_plain(schema.Schema.from_plain(about["schema"]), json.loads((made["cnn"] / "encoder.json").read_text()))
     prepared = Prepared.open(folder / ".orchestrator" / "data" / about["fingerprint"])
-    trained = prepared.encoder.tensors(batches.load(prepared, "test"))["image"]
+    trained = prepared.encoder.tensors(batches.load(prepared, "test").rows(slice(None)))["image"]
     arrays, errors = serving.arrays(pq.read_table(prepared.file("test")), ["image"])
     served = serving.tensors({"image": torch.from_numpy(np.array(arrays["image"]))})["image"]
     assert errors == {}
@@ -217,7 +217,7 @@ def test_a_bundle_that_is_there_is_replaced_whole_and_nothing_is_left_beside(mad
     example = pq.read_table(made["cnn"] / "example.parquet")
     answers = pa.table({"prediction": ["1"] * example.num_rows})
     about = {k: v for k, v in read.about.items() if k not in ("schema", "format")}
-    bundles.write(target, read.encoder, read.family.state_dict(), (example, answers), about, folder)
+    bundles.write(target, read.encoder, read.family.state_dict(), {}, (example, answers), about, folder)
     assert [path.name for path in target.parent.iterdir()] == ["one"]
     assert not (target / "old.txt").exists()
     assert bundles.read(target).encoder.to_plain() == read.encoder.to_plain()

@@ -18,7 +18,7 @@ LABEL = Column("label", "class", dtype="int64")
 
 
 def schema_of(*shape: int, classes: int = 4) -> Schema:
-    return Schema((Column("image", "image", shape, "uint8"),), LABEL, tuple("abcdefghij"[:classes]))
+    return Schema((Column("image", "image", shape, "uint8"),), LABEL, tuple("abcdefghij"[:classes]), tuple(range(5, 5 + classes)))
 
 
 class CNNContract(FamilyContract):

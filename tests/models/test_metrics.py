@@ -11,6 +11,7 @@ from models.metrics import METRICS, Accuracy, Metric, TopFive
 from orchestrator import names
 from pipelines.schema import Column, Schema
 
+OF_CLASSES = ("accuracy", "top5")
 SCHEMA = Schema((), Column("label", "class"), tuple("abcdefgh"))
 
 
@@ -31,7 +32,7 @@ def test_top_five_of_fewer_classes_is_always_right() -> None:
     assert TopFive().sums(torch.randn(3, 4), {"label": torch.tensor([0, 1, 3])}, SCHEMA).tolist() == [3, 3]
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", OF_CLASSES)
 def test_the_sums_of_any_batches_add_up_to_those_of_all_rows(name: str) -> None:
     metric: Metric = names.load(METRICS[name], {}, "metric")()
     torch.manual_seed(0)
@@ -42,7 +43,7 @@ def test_the_sums_of_any_batches_add_up_to_those_of_all_rows(name: str) -> None:
     assert whole.dtype == torch.float64
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", OF_CLASSES)
 def test_a_metric_of_no_rows_is_no_number(name: str) -> None:
     assert math.isnan(names.load(METRICS[name], {}, "metric")().value(torch.zeros(2, dtype=torch.float64)))
 

@@ -6,13 +6,12 @@ from itertools import chain
 
 import pytest
 import torch
-from torch import Tensor
 
-from pipelines.batches import Batches, Step, in_order, shares
+from pipelines.batches import Batches, Held, Step, shares
 
 
-def columns(rows: int) -> dict[str, Tensor]:
-    return {"x": torch.arange(rows), "y": torch.arange(rows) * 10}
+def columns(rows: int) -> Held:
+    return Held({"x": torch.arange(rows), "y": torch.arange(rows) * 10})
 
 
 def rows_of(step: Step) -> list[int]:
@@ -90,7 +89,7 @@ def test_accumulation_makes_no_empty_pieces() -> None:
 
 @pytest.mark.parametrize(("rows", "size", "world_size"), [(10, 3, 1), (10, 3, 4), (3, 8, 4)])
 def test_in_order_covers_each_row_once_in_order(rows: int, size: int, world_size: int) -> None:
-    seen = [batch["x"].tolist() for rank in range(world_size) for batch in in_order(columns(rows), size, rank, world_size)]
+    seen = [batch["x"].tolist() for rank in range(world_size) for batch in columns(rows).in_order(size, rank, world_size)]
     assert list(chain.from_iterable(seen)) == list(range(rows))
     assert max(len(batch) for batch in seen) <= size
 

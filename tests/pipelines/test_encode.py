@@ -14,7 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.encode import ClassEncoder, Encoder, ImageEncoder, decode_picture, image_array, image_text, picture_shape, sort_classes
+from pipelines.encode import Encoder
+from pipelines.encode.classes import ClassEncoder, sort_classes
+from pipelines.encode.images import ImageEncoder, image_array
+from pipelines.encode.pictures import decode_picture, image_text, picture_shape
 from pipelines.raw import image_column
 from pipelines.schema import Column, DataError, Schema
 
@@ -44,6 +47,13 @@ FORMS = {
     "list with channels": pa.array(PIXELS[..., None].tolist()),
     "json": pa.array([json.dumps(pixels.tolist()) for pixels in PIXELS]),
 }
+
+
+def column_of(images: np.ndarray) -> pa.ChunkedArray:
+    """Images [N, H, W, C] as bytes where they are uint8, else as lists."""
+    if images.dtype == np.uint8:
+        return pa.chunked_array([image_column(images)])
+    return pa.chunked_array([pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), int(np.prod(images.shape[1:])))])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -167,7 +177,7 @@ def test_grey_pictures_have_one_channel_and_all_others_three(mode: str, channels
 
 def test_normalised_training_rows_have_mean_0_and_deviation_1_per_channel() -> None:
     images = np.random.default_rng(0).integers(0, 200, (30, 5, 4, 3), dtype=np.uint8)
-    encoder = ImageEncoder.fit(Column("image", "image", (3, 5, 4), "uint8"), images)
+    encoder = ImageEncoder.fit(Column("image", "image", (3, 5, 4), "uint8"), column_of(images))
     tensor = encoder.tensor(torch.from_numpy(images))
     assert tensor.shape == (30, 3, 5, 4)
     assert tensor.is_contiguous(memory_format=torch.channels_last)
@@ -177,17 +187,17 @@ def test_normalised_training_rows_have_mean_0_and_deviation_1_per_channel() -> N
 
 def test_moments_by_blocks_are_those_of_the_whole() -> None:
     images = np.random.default_rng(0).normal(5, 2, (40, 200, 200, 1)).astype(np.float32)
-    encoder = ImageEncoder.fit(Column("image", "image", (1, 200, 200)), images)
+    encoder = ImageEncoder.fit(Column("image", "image", (1, 200, 200)), column_of(images))
     assert encoder.mean[0] == pytest.approx(images.mean(dtype=np.float64), rel=1e-9)
     assert encoder.std[0] == pytest.approx(images.std(dtype=np.float64), rel=1e-9)
     levels = (images * 10).clip(0, 255).astype(np.uint8)
-    encoder = ImageEncoder.fit(Column("image", "image", (1, 200, 200), "uint8"), levels)
+    encoder = ImageEncoder.fit(Column("image", "image", (1, 200, 200), "uint8"), column_of(levels))
     assert encoder.mean[0] == pytest.approx(levels.mean(dtype=np.float64), rel=1e-9)
     assert encoder.std[0] == pytest.approx(levels.std(dtype=np.float64), rel=1e-9)
 
 
 def test_a_constant_channel_is_not_divided_by_zero() -> None:
-    encoder = ImageEncoder.fit(GREY, np.full((3, 2, 3, 1), 9, np.uint8))
+    encoder = ImageEncoder.fit(GREY, column_of(np.full((3, 2, 3, 1), 9, np.uint8)))
     assert encoder.tensor(torch.full((1, 2, 3, 1), 9, dtype=torch.uint8)).abs().max() == 0
 
 

@@ -46,7 +46,7 @@ def train(experiment: Experiment, folder: Path, rank: int, world_size: int) -> d
     config = trial.options(kind.Config, experiment.optimizer.options)
     settings = Settings(t.epochs, t.batch_size, 0, "fp32", None, t.clip_norm, t.accumulate, rank, world_size)
     shuffled = Batches(batches.load(prepared, "train"), t.batch_size, 0, rank, world_size, t.accumulate)
-    validation = {name: values[:29] for name, values in batches.load(prepared, "validation").items()}
+    validation = batches.Held(batches.load(prepared, "validation").rows(slice(0, 29)))
     training = Training(family, prepared.encoder, shuffled, validation, (kind, config), settings)
     metrics = training.run_epoch()
     return {"metrics": metrics, "weights": training.family.state_dict()}
@@ -56,7 +56,7 @@ def evaluate(experiment: Experiment, folder: Path, rows: int, rank: int, world_s
     prepared = Prepared.open(folder)
     seeds.set_all(0)
     family = trial.build_family(experiment, prepared.schema, ".")
-    columns = {name: values[:rows] for name, values in batches.load(prepared, "validation").items()}
+    columns = batches.Held(batches.load(prepared, "validation").rows(slice(0, rows)))
     return Evaluation(family, prepared.encoder)(columns, "test", rank, world_size)
 
 
@@ -180,7 +180,7 @@ def test_with_statistics_of_each_rank_s_own_those_of_rank_0_are_evaluated_and_ke
     assert distance(first["weights"], second["weights"]) == 0  # buffers are among them
     family = trial.build_family(found.experiments["own statistics"], prepared.schema, ".")
     family.load_state_dict(first["weights"])
-    columns = {name: values[:29] for name, values in batches.load(prepared, "validation").items()}
+    columns = batches.Held(batches.load(prepared, "validation").rows(slice(0, 29)))
     alone = Evaluation(family, prepared.encoder)(columns, "val")
     assert first["metrics"]["val_accuracy"] == second["metrics"]["val_accuracy"] == alone["val_accuracy"]
     assert first["metrics"]["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-5)

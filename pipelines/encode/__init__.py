@@ -1,0 +1,108 @@
+"""Raw columns -> tensors: fitted on the training rows only, and the same code in training and in serving.
+
+Encoding has two steps. `array` turns a raw column into a compact array that stays in memory (uint8 for images); `tensor` turns a
+batch of it into what a network takes (float32, normalised), on the device. A kind of column is one class and one line in KINDS.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from ..ragged import sizes_of
+from ..schema import Column, DataError, Schema
+from .column import Array, ColumnEncoder, Errors, refuse
+
+FORMAT = 2
+
+KINDS = {
+    "image": ".images:ImageEncoder",
+    "number": ".numbers:NumberEncoder",
+    "class": ".classes:ClassEncoder",
+}
+CHECKED_ROWS = 8192  # at once, while data are checked
+
+
+def encoder_class(kind: str) -> type[ColumnEncoder]:
+    """The encoder of a kind of column; what it needs is imported now."""
+    module, _, name = KINDS[kind].partition(":")
+    found: type[ColumnEncoder] = getattr(importlib.import_module(module, __name__), name)
+    return found
+
+
+@dataclass
+class Encoder:
+    """All columns of a schema, encoded by their kinds."""
+
+    schema: Schema
+    columns: dict[str, Any]  # name -> ColumnEncoder; the target's is a TargetEncoder
+
+    @classmethod
+    def fit(cls, inputs: tuple[Column, ...], target: Column, train: pa.Table) -> Encoder:
+        """Fitted on the training rows; the schema is what was found in them."""
+        columns = {column.name: encoder_class(column.kind).fit(column, train[column.name]) for column in (*inputs, target)}
+        found = columns[target.name]
+        classes, counts = tuple(getattr(found, "classes", ())), tuple(getattr(found, "counts", ()))
+        return cls(Schema(tuple(columns[column.name].column for column in inputs), found.column, classes, counts), columns)
+
+    def arrays(self, table: pa.Table, names: list[str], folder: Path | None = None) -> tuple[dict[str, Array], Errors]:
+        """The named columns as compact arrays, and what doesn't fit, by row; raises DataError if a column is missing.
+
+        `folder`: of the table's file, where a column may name picture files; without it no file is ever read.
+        """
+        arrays, errors = {}, {}
+        for name in names:
+            if name not in table.column_names:
+                raise DataError(f"no column '{name}'; the input has: {', '.join(table.column_names)}", "input")
+            arrays[name], bad = self.columns[name].array(table[name], folder)
+            errors.update({row: f"{name}: {says}" for row, says in bad.items() if row not in errors})
+        return arrays, errors
+
+    def check(self, table: pa.Table, part: str, rows: np.ndarray) -> None:
+        """Raise DataError for the first row of a part that doesn't fit. `rows`: their numbers in the raw data, for the message."""
+        for name in self.names:
+            for start in range(0, table.num_rows, CHECKED_ROWS):
+                _, errors = self.columns[name].array(table[name].slice(start, CHECKED_ROWS))
+                refuse({int(rows[start + row]): says for row, says in errors.items()}, name, f"the data ({part} part)")
+
+    @property
+    def input_names(self) -> list[str]:
+        return [column.name for column in self.schema.inputs]
+
+    @property
+    def requires(self) -> set[str]:
+        """The distributions that the columns' encoders need, beside numpy, pyarrow and torch."""
+        return {name for encoder in self.columns.values() for name in getattr(encoder, "requires", ())}
+
+    @property
+    def names(self) -> list[str]:
+        """The inputs, then the target."""
+        return [*self.input_names, self.schema.target.name]
+
+    def tensors(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A batch of compact arrays -> what a network takes; sizes of ragged rows are passed on."""
+        tensors = {}
+        for name, values in batch.items():
+            encoder = self.columns.get(name)
+            tensors[name] = values if encoder is None else encoder.tensor(values, batch.get(sizes_of(name)))
+        return tensors
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON-ready data, without the schema."""
+        return {"format": FORMAT, "columns": {name: {"kind": e.kind, **e.to_plain()} for name, e in self.columns.items()}}
+
+    @classmethod
+    def from_plain(cls, schema: Schema, data: Mapping[str, Any]) -> Encoder:
+        """From what `to_plain` gave; unknown fields are ignored."""
+        stored = data["columns"]
+        columns = {c.name: encoder_class(c.kind).from_plain(c, stored.get(c.name, {})) for c in (*schema.inputs, schema.target)}
+        if schema.classes:
+            columns[schema.target.name] = replace(columns[schema.target.name], classes=schema.classes, counts=schema.counts)  # type: ignore[type-var]
+        return cls(schema, columns)

@@ -1,0 +1,167 @@
+"""Images in any of their forms -> arrays of one shape, and from there to normalised tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor
+
+from ..schema import Column, DataError
+from .arrow import dense, is_bytes
+from .column import Errors
+from .pictures import decode_picture, image_text, is_picture
+
+
+@dataclass
+class ImageEncoder:
+    """Images [C, H, W]: raw bytes, pictures, or lists of numbers, also as text; normalised to mean 0 and deviation 1 per channel."""
+
+    column: Column
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    _constants: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    kind: ClassVar[str] = "image"
+    requires: ClassVar[tuple[str, ...]] = ("pillow",)
+
+    @classmethod
+    def fit(cls, column: Column, raw: pa.ChunkedArray) -> ImageEncoder:
+        """From the training rows."""
+        values, _ = image_array(raw, column)
+        moments = [_moments(values[..., channel]) for channel in range(values.shape[-1])]
+        return cls(column, tuple(mean for mean, _ in moments), tuple(std for _, std in moments))
+
+    def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[np.ndarray, Errors]:
+        """[N, H, W, C] in the column's dtype, or float32 where the input is lists or text."""
+        return image_array(raw, self.column, folder)
+
+    def tensor(self, batch: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """[B, H, W, C] of any dtype -> [B, C, H, W] float32, normalised, in channels_last memory."""
+        if batch.device not in self._constants:
+            std = torch.tensor(self.std, device=batch.device)
+            self._constants[batch.device] = (1 / std, -torch.tensor(self.mean, device=batch.device) / std)
+        scale, shift = self._constants[batch.device]
+        return torch.addcmul(shift, batch.float(), scale).permute(0, 3, 1, 2)
+
+    def example(self, raw: pa.ChunkedArray) -> pa.Array:
+        """As flat lists of numbers."""
+        return pa.array([row.reshape(-1).astype(float).tolist() for row in self.array(raw)[0]])
+
+    def to_plain(self) -> dict[str, Any]:
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_plain(cls, column: Column, data: Mapping[str, Any]) -> ImageEncoder:
+        return cls(column, tuple(data["mean"]), tuple(data["std"]))
+
+
+def _moments(values: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation; 1 for the deviation of a constant. By blocks of about 8 MB; exact for uint8, by counting."""
+    rows = max(1, (1 << 20) // max(1, values[:1].size))
+    blocks = [values[start : start + rows] for start in range(0, len(values), rows)]
+    if values.dtype == np.uint8:
+        counts = np.sum([np.bincount(block.ravel(), minlength=256) for block in blocks], axis=0)
+        levels = np.arange(256)
+        mean = float(counts @ levels / counts.sum())
+        variance = float(counts @ (levels - mean) ** 2 / counts.sum())
+    else:
+        mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / values.size
+        variance = sum(float(((block.astype(np.float64) - mean) ** 2).sum()) for block in blocks) / values.size
+    return mean, variance**0.5 if variance > 1e-12 else 1.0
+
+
+def image_array(raw: pa.ChunkedArray, column: Column, folder: Path | None = None) -> tuple[np.ndarray, Errors]:
+    """Images in any of their forms -> [N, H, W, C]; rows that don't fit are zeros, and Errors says why.
+
+    uint8 where a uint8 column comes as bytes, else float32. Names of picture files are read only where `folder` says from where.
+    """
+    channels, height, width = column.shape
+    if pa.types.is_struct(raw.type) and raw.type.get_field_index("bytes") >= 0:  # as Hugging Face's datasets store images
+        raw = pc.struct_field(raw, "bytes")
+    dtype = np.uint8 if column.dtype == "uint8" and is_bytes(raw.type) else np.float32
+    array, errors, start = np.zeros((len(raw), height, width, channels), dtype), Errors(), 0
+    for chunk in raw.chunks if isinstance(raw, pa.ChunkedArray) else [raw]:
+        if len(chunk) == 0:
+            continue
+        found = _fill(array[start : start + len(chunk)], chunk, column, folder)
+        errors.update({start + row: says for row, says in found.items()})
+        start += len(chunk)
+    return array, errors
+
+
+def _fill(array: np.ndarray, raw: pa.Array, column: Column, folder: Path | None) -> Errors:
+    """Write the images of one chunk into zeros [n, H, W, C]: at once where all have the right form, else row by row."""
+    _, *shape = array.shape
+    size = math.prod(shape)
+    if raw.type == pa.binary(size) and raw.null_count == 0 and array.dtype == np.uint8:
+        array[:] = np.frombuffer(raw.buffers()[1], np.uint8)[raw.offset * size : (raw.offset + len(raw)) * size].reshape(array.shape)
+        return {}
+    errors: Errors = {}
+    values = dense(raw)
+    if values is not None and _has_shape(values.shape[1:], shape):
+        with np.errstate(over="ignore"):  # becomes infinity, which is refused
+            array[:] = values.reshape(array.shape)
+        flat = array.reshape(len(array), -1)
+        low, high = flat.min(1), flat.max(1)
+        fits = np.isfinite(low) & np.isfinite(high) & ((column.dtype != "uint8") | ((low >= 0) & (high <= 255)))
+        for bad in np.flatnonzero(~fits).tolist():
+            errors[bad] = _misfit(array[bad], column)
+            array[bad] = 0
+        return errors
+    for row, value in enumerate(raw):
+        try:
+            array[row] = image_row(value.as_py(), column, folder)
+        except DataError as error:
+            errors[row] = str(error)
+    return errors
+
+
+def _has_shape(shape: tuple[int, ...], image: list[int]) -> bool:
+    """Whether lists of a shape are an image [H, W, C]: flat, by rows without channels, or whole."""
+    height, width, channels = image
+    return shape in {(height * width * channels,), (height, width, channels)} or (shape == (height, width) and channels == 1)
+
+
+def _misfit(values: np.ndarray, column: Column) -> str:
+    """What is wrong with an image's numbers; empty if nothing is."""
+    if not np.isfinite(values).all():
+        return "it holds a missing value, NaN or infinity"
+    if column.dtype == "uint8" and (values.min() < 0 or values.max() > 255):
+        return f"values from {values.min():g} to {values.max():g}; they must lie between 0 and 255"
+    return ""
+
+
+def image_row(value: Any, column: Column, folder: Path | None = None) -> np.ndarray:
+    """One image as [H, W, C]; raises DataError where it doesn't fit."""
+    channels, height, width = column.shape
+    size = height * width * channels
+    if value is None:
+        raise DataError("it is missing")
+    if isinstance(value, str):
+        value = image_text(value, folder)
+    if isinstance(value, bytes):
+        if not is_picture(value, size):
+            if column.dtype == "uint8" and len(value) == size:
+                return np.frombuffer(value, np.uint8).reshape(height, width, channels)
+            raise DataError(f"{len(value)} bytes, neither PNG nor JPEG nor {height}x{width}x{channels} = {size} raw values")
+        if column.dtype != "uint8":
+            raise DataError("a picture, but the training data were lists of numbers of another scale; give such lists")
+        return decode_picture(value, channels, (height, width) if column.resize else None, expect=(height, width))
+    try:
+        with np.errstate(over="ignore"):
+            array = np.asarray(value, np.float32)
+    except (ValueError, TypeError):
+        raise DataError("neither an image nor a list of numbers of one shape") from None
+    if not _has_shape(array.shape, [height, width, channels]):
+        raise DataError(f"a list of shape {list(array.shape)}; the image is {height}x{width}x{channels} = {size} values")
+    if says := _misfit(array, column):
+        raise DataError(says)
+    return array.reshape(height, width, channels)
