@@ -40,7 +40,7 @@ MAY_IMPORT = {
 }
 THIRD_PARTIES = {
     "ray": ("orchestrator/execution/", "cluster/", "orchestrator/diagnosis.py"),
-    "mlflow": ("orchestrator/records/tracking.py", "orchestrator/deployment/", "orchestrator/diagnosis.py"),
+    "mlflow": ("orchestrator/records/tracking/", "orchestrator/deployment/", "orchestrator/diagnosis.py"),
     "optuna": ("orchestrator/execution/",),
     "torch": (
         "orchestrator/training/",

@@ -394,11 +394,11 @@ def test_a_store_is_made_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
 def test_a_store_that_another_process_made_meanwhile_is_kept(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, made = tmp_path / "mlflow.db", tmp_path / "made.db"
     if not links:
-        monkeypatch.setattr(tracking.os, "link", no_links)
+        monkeypatch.setattr(tracking.store.os, "link", no_links)
     for content in (b"first", b"second"):
         made.unlink(missing_ok=True)
         made.write_bytes(content)
-        tracking._put(made, path)
+        tracking.store._put(made, path)
         assert path.read_bytes() == b"first"
 
 
@@ -516,7 +516,7 @@ def test_the_last_sending_waits_for_another_command_s(record: Record) -> None:
 
 def test_only_who_holds_the_lock_sends(record: Record, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     record()
-    monkeypatch.setattr(tracking, "LAST_WAIT_S", 0.1)
+    monkeypatch.setattr(tracking.background, "LAST_WAIT_S", 0.1)
     with sending_lock(HOME):
         with pytest.raises(Failed, match="another command is sending from this folder's ledger to MLflow"), sending_lock(HOME):
             pass

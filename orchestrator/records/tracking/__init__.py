@@ -1,0 +1,36 @@
+"""Ledger -> MLflow, in the background; and reading runs back. MLflow itself is imported where it is needed."""
+
+from orchestrator.records.tracking.background import BackgroundSender, sending_lock, sync
+from orchestrator.records.tracking.read import RecordedRun, experiment_file, recorded, recorded_run
+from orchestrator.records.tracking.send import Sender, log_model, to_yaml
+from orchestrator.records.tracking.store import (
+    check_store,
+    client,
+    destination,
+    make_store,
+    quiet_mlflow,
+    reachable_client,
+    said_by_mlflow,
+    shown_destination,
+)
+
+__all__ = [
+    "BackgroundSender",
+    "RecordedRun",
+    "Sender",
+    "check_store",
+    "client",
+    "destination",
+    "experiment_file",
+    "log_model",
+    "make_store",
+    "quiet_mlflow",
+    "reachable_client",
+    "recorded",
+    "recorded_run",
+    "said_by_mlflow",
+    "sending_lock",
+    "shown_destination",
+    "sync",
+    "to_yaml",
+]

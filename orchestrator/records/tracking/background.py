@@ -1,0 +1,105 @@
+"""Who sends, and when: in the background of a running command, or all at once. Only who holds the lock beside the ledger sends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from orchestrator.errors import Failed
+from orchestrator.records.ledger import Ledger
+from orchestrator.records.tracking.send import Sender
+from orchestrator.records.tracking.store import destination, one_line, shown_destination
+
+POLL_S = 2.0
+LAST_WAIT_S = 15.0  # for another command's sending, when there is no next time
+
+
+class BackgroundSender:
+    """Sends while a command runs, in a thread of low priority; tries again when MLflow doesn't answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.problem: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Send what is there, then end."""
+        self._stop.set()
+
+    def finish(self, patience_s: float) -> int:
+        """Send the rest, or give up after so many seconds without an answer; how many entries are left."""
+        self.stop()
+        self._thread.join(patience_s)
+        ledger = Ledger(self.folder)
+        try:
+            return ledger.left(destination())
+        finally:
+            ledger.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # Linux: of this thread
+        ledger, sender, wait_s = Ledger(self.folder), None, POLL_S
+        try:
+            while True:
+                stopping = self._stop.is_set()
+                try:
+                    with sending_lock(self.folder, LAST_WAIT_S if stopping else 0):
+                        sender = sender or Sender(ledger)
+                        sender.send()
+                    self.problem, wait_s = None, POLL_S
+                except Exception as error:  # MLflow, its server, its database: said at the end, and tried again
+                    self.problem = one_line(error)
+                    sender, wait_s = None, min(wait_s * 2, 10.0)
+                if stopping:
+                    return
+                self._stop.wait(wait_s)
+        finally:
+            ledger.close()
+
+
+@contextlib.contextmanager
+def sending_lock(folder: Path, timeout_s: float = 0) -> Iterator[None]:
+    """Held by who sends from a folder's ledger; raises Failed if another process holds it."""
+    lock = filelock.FileLock(folder / "sending.lock", timeout=timeout_s)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise Failed("another command is sending from this folder's ledger to MLflow") from None
+    except OSError as error:
+        raise Failed(f"can't lock '{lock.lock_file}': {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sync(folder: Path, again: bool = False) -> tuple[int, int]:
+    """(entries sent, entries left). `again`: look every run up and send what is missing, whatever was sent before."""
+    if not (folder / "ledger.sqlite").exists():
+        return 0, 0
+    ledger = Ledger(folder)
+    try:
+        with sending_lock(folder, 30):
+            if again:
+                ledger.forget_sent(destination())
+            elif not ledger.left(destination()):
+                return 0, 0
+            from mlflow.exceptions import MlflowException
+
+            try:
+                sent = Sender(ledger).send()
+            except (MlflowException, OSError) as error:
+                raise Failed(
+                    f"MLflow at {shown_destination()} took not everything: {one_line(error)}; run `orchestrator sync` again"
+                ) from None
+        return sent, ledger.left(destination())
+    finally:
+        ledger.close()
