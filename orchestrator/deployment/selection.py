@@ -11,7 +11,7 @@ import torch
 
 from orchestrator.errors import Failed
 from orchestrator.experiment.config import Experiment
-from orchestrator.training.loop import Evaluation
+from orchestrator.training.evaluation import Evaluation
 from orchestrator.training.trial import best_weights, build_family
 from pipelines import batches
 from pipelines.answer import answer

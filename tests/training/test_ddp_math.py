@@ -16,7 +16,8 @@ from orchestrator import names
 from orchestrator.events import EpochEnded
 from orchestrator.experiment.config import Experiment
 from orchestrator.training import checkpoint, seeds, trial
-from orchestrator.training.loop import Evaluation, Settings, Training
+from orchestrator.training.evaluation import Evaluation
+from orchestrator.training.loop import Settings, Training
 from orchestrator.training.optim import OPTIMIZERS
 from pipelines import batches
 from pipelines.batches import Batches

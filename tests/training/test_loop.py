@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from orchestrator import names
-from orchestrator.training import loop, seeds
-from orchestrator.training.loop import Diverged, Evaluation, Settings, Training
+from orchestrator.training import evaluation, seeds
+from orchestrator.training.evaluation import Evaluation
+from orchestrator.training.loop import Diverged, Settings, Training
 from orchestrator.training.optim import OPTIMIZERS
 from orchestrator.training.trial import build_family, options
 from pipelines import batches
@@ -78,7 +79,7 @@ def test_metrics_are_sums_over_all_rows_however_they_are_batched(
         outputs = made.family(batch)
         loss = torch.nn.functional.cross_entropy(outputs, batch["label"]).item()
         right = (outputs.argmax(1) == batch["label"]).sum().item()
-    monkeypatch.setattr(loop, "EVALUATION_BATCH", size)
+    monkeypatch.setattr(evaluation, "EVALUATION_BATCH", size)
     metrics = made.evaluate(columns, "test")
     assert metrics["test_accuracy"] == right / 30
     assert metrics["test_loss"] == pytest.approx(loss, rel=1e-5)
