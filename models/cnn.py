@@ -73,6 +73,8 @@ class CNN(Family):
         kinds = [column.kind for column in schema.inputs]
         if kinds != ["image"]:
             return "it takes one image column"
+        if 0 in schema.inputs[0].shape:
+            return "it takes images of one size: set data.size: [H, W] to bring them to one"
         if schema.target.kind != "class":
             return "its target is a class"
         return None

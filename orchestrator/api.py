@@ -17,12 +17,14 @@ from orchestrator.catalog import catalog, config_tables
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import predict as predicting
 from orchestrator.deployment import promotion
+from orchestrator.deployment import top_k as recommending
 from orchestrator.deployment.registry import Registry, fetch
 from orchestrator.errors import Failed, GateFailed, Interrupted, Note, Refused
 from orchestrator.events import Event, best_first
+from orchestrator.experiment.file import apply_override, parse_value
 from orchestrator.experiment.json_schema import json_schema
 from orchestrator.experiment.plan import Command, Plan
-from orchestrator.experiment.read import apply_override, parse_value, read, resolve, with_values
+from orchestrator.experiment.read import read, resolve, with_values
 from orchestrator.records import tracking
 from orchestrator.records.ledger import Ledger
 
@@ -50,6 +52,8 @@ def train(experiment: str, overrides: Overrides = (), *, address: str | None = N
         bundle=_relative(out.bundle),
         wall_s=out.wall_s,
         error=run.error,
+        baseline=out.baseline,
+        margin=out.margin,
     )
     _raise(out, done)
     return done
@@ -58,8 +62,12 @@ def train(experiment: str, overrides: Overrides = (), *, address: str | None = N
 def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = None, show: launching.Show = _silent) -> r.Swept:
     """Search an experiment's space. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one."""
     out = _launch("sweep", experiment, overrides, address, show)
-    best = None if out.best is None else {**dataclasses.asdict(out.best), "test": out.test}
-    done = r.Swept(out.launch.name, out.launch.id, out.run_id, out.state, out.results, best, out.wall_s, out.launch.metric, out.launch.mode)  # type: ignore[arg-type]
+    best = None if out.best is None else {**dataclasses.asdict(out.best), "test": out.test, "baseline": out.baseline, "margin": out.margin}
+    launch, about = out.launch, out.launch.about
+    done = r.Swept(
+        launch.name, launch.id, out.run_id, out.state, out.results, best, out.wall_s, launch.metric, launch.mode,  # type: ignore[arg-type]
+        about["baseline"], about["data"]["optimum"],
+    )  # fmt: skip
     _raise(out, done)
     return done
 
@@ -111,7 +119,7 @@ def plan(experiment: str, overrides: Overrides = (), *, command: Command | None 
         "precision": f"{made.precision} ({made.precision_why})",
     }
     rows = sum(asked.prepared.rows.values())
-    data = {"rows": rows, "bytes": asked.prepared.size_bytes, "fits_in_memory": made.fits_in_memory}
+    data = {"rows": rows, "bytes": asked.prepared.size_bytes, "fits_in_memory": made.fits_in_memory, "streamed": made.streamed}
     return r.Planned(
         made.executor,
         made.why,
@@ -138,7 +146,8 @@ def runs(name: str, *, top: int | None = None, sweep: str | None = None) -> r.Le
     newest = max(found, key=lambda run: run.started_ms, default=None)
     metric, mode = (newest.metric, newest.mode) if newest else ("", "max")
     ranked = best_first([run.result for run in found], metric, mode)
-    return r.Leaderboard(name, ranked[:top], metric)
+    baseline, optimum = (newest.about(key) if newest else {} for key in ("baseline", "optimum"))
+    return r.Leaderboard(name, ranked[:top], metric, baseline, optimum)
 
 
 def _reading_client() -> Any:
@@ -199,8 +208,11 @@ def history(model: str) -> r.History:
     return r.History(model, Registry(tracking.reachable_client(), model).history())
 
 
-def predict(model: str, source: str, output: str, *, probabilities: bool = False) -> r.Predicted:
-    """Predict a Parquet or CSV file with models:/NAME@alias, models:/NAME/VERSION or a bundle's folder. Raises Refused."""
+def predict(model: str, source: str, output: str, *, probabilities: bool = False, top_k: int | None = None) -> r.Predicted:
+    """Predict a Parquet or CSV file with models:/NAME@alias, models:/NAME/VERSION or a bundle's folder. Raises Refused.
+
+    `top_k`: the best so many items for each user of the file, instead of a prediction for each row.
+    """
     began = time.time()
     cleanup = None
     if Path(model).is_dir():
@@ -208,7 +220,11 @@ def predict(model: str, source: str, output: str, *, probabilities: bool = False
     else:
         folder, name, version, cleanup = fetch(tracking.reachable_client(), model)
     try:
-        rows, failed = predicting.predict(bundles.read(folder), Path(source), Path(output), probabilities)
+        bundle = bundles.read(folder)
+        if top_k is None:
+            rows, failed = predicting.predict(bundle, Path(source), Path(output), probabilities)
+        else:
+            rows, failed = recommending.top_k(bundle, Path(source), Path(output), top_k)
     finally:
         if cleanup is not None:
             cleanup.cleanup()
@@ -221,21 +237,22 @@ def data_prepare(experiment: str, overrides: Overrides = ()) -> r.PreparedData:
 
 
 def data_show(experiment: str, overrides: Overrides = ()) -> r.PreparedData:
-    """A look at an experiment's data: columns, classes, class balance, the known optimum."""
+    """A look at an experiment's data: splits, columns, class balance, copies inside and across splits, the known optimum, problems."""
     return _data(experiment, overrides, shown=True)
 
 
 def _data(path: str, overrides: Overrides, shown: bool) -> r.PreparedData:
     folder = Path(path).resolve().parent
     prepared = launching.prepare_data(read(Path(path), overrides, catalog(folder)), folder)
-    schema = prepared.schema
+    schema, look = prepared.schema, prepared.look()
     splits = {part: {"rows": rows, "files": [_relative(prepared.file(part))]} for part, rows in prepared.rows.items()}
-    columns = [{"name": c.name, "kind": c.kind, "shape": list(c.shape)} for c in (*schema.inputs, schema.target)]
-    absent = [f"class '{c}' has no row in {part}" for part, counts in prepared.counts.items() for c, rows in counts.items() if rows == 0]
+    found = look.get("columns", {})
+    columns = [{"name": c.name, "kind": c.kind, "shape": list(c.shape), **found.get(c.name, {})} for c in (*schema.inputs, schema.target)]
     return r.PreparedData(
         prepared.fingerprint, str(_relative(prepared.folder)), splits, prepared.encoder.input_names, schema.target.name,
         list(schema.classes),
-        columns, {k: dict(v) for k, v in prepared.counts.items()}, dict(prepared.optimum), absent, shown,
+        columns, {k: dict(v) for k, v in prepared.counts.items()}, dict(prepared.optimum), look.get("duplicates", {}),
+        look.get("problems", []), shown,
     )  # fmt: skip
 
 

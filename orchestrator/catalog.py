@@ -10,7 +10,7 @@ from models.metrics import METRICS
 from orchestrator import names
 from orchestrator.execution.search import check_scheduler, check_searcher
 from orchestrator.experiment.config import Mode
-from orchestrator.experiment.read import Catalog, FamilyFacts
+from orchestrator.experiment.parts import Catalog, FamilyFacts
 from orchestrator.training.optim import OPTIMIZERS
 from pipelines import SOURCES
 from pipelines.raw import config_class

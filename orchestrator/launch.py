@@ -22,26 +22,29 @@ from models import FAMILIES
 from models.family import Family
 from orchestrator import names
 from orchestrator.catalog import catalog
-from orchestrator.deployment import bundle as bundles
-from orchestrator.deployment import selection
+from orchestrator.closing import Winner, closing, conclude
+from orchestrator.deployment import scoring
+from orchestrator.deployment.initial import Starts
 from orchestrator.errors import ExperimentError, Failed, Interrupted, Note, OrchestratorError, Problem, Refused
-from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, TrialResult, best_first
+from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, TrialResult
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.search import OneRun, Search
 from orchestrator.execution.sweep import Rules, drive
-from orchestrator.experiment.config import Experiment
+from orchestrator.experiment.config import AugmentConfig, Experiment, parameters
 from orchestrator.experiment.plan import Command, DataFacts, Plan, Resources, epochs_of, make_plan
 from orchestrator.experiment.read import read, space_of, with_values
 from orchestrator.records import provenance
 from orchestrator.records.ledger import Launch, Ledger, new_id
 from orchestrator.records.tracking import BackgroundSender, check_store, destination
-from orchestrator.training.checkpoint import CheckpointError, folder_of, probe, run_key
+from orchestrator.training.augment import AugmentError, images_of
+from orchestrator.training.checkpoint import CheckpointError, folder_of, probe
 from orchestrator.training.device import gpu_bf16, usable_gpus
 from orchestrator.training.trial import Job, build_family, one_line
 from pipelines import SOURCES
 from pipelines.prepare import Prepared, prepare
 from pipelines.schema import DataError
 from pipelines.splits import SplitConfig
+from pipelines.stream import Streamed
 
 Show = Callable[[Event | Plan], None]
 FINISH_S = 20.0  # how long an ending command waits for an MLflow that doesn't answer
@@ -58,6 +61,7 @@ class Asked:
     folder: Path  # of the experiment file: a user's own modules lie below it
     overrides: tuple[str, ...] = ()
     parameters: int = 0
+    starts: Starts | None = None
 
     @property
     def family(self) -> type[Family]:
@@ -75,6 +79,8 @@ class Outcome:
     results: list[TrialResult]
     best: TrialResult | None
     test: dict[str, float]
+    baseline: dict[str, float]
+    margin: tuple[float, float] | None  # by how much test beats the baseline: its 95 % interval
     bundle: Path | None
     run_id: str | None
     nodes: tuple[str, ...]
@@ -103,8 +109,20 @@ def ask(path: Path, overrides: Sequence[str]) -> Asked:
         family = build_family(experiment, prepared.schema, str(folder))
     except ValueError as error:
         raise ExperimentError([Problem("model", None, str(error))]) from None
+    _check_augment(experiment, prepared)
     parameters = sum(p.numel() for p in family.parameters())
-    return Asked(path, experiment, prepared, folder, tuple(overrides), parameters)
+    starts = Starts(experiment, prepared.encoder, family, folder, home())
+    return Asked(path, experiment, prepared, folder, tuple(overrides), parameters, starts)
+
+
+def _check_augment(experiment: Experiment, prepared: Prepared) -> None:
+    """Whether there is something to augment, if that is asked or searched."""
+    searched = any(key.startswith("training.augment.") for key in experiment.sweep.space)
+    if searched or experiment.training.augment != AugmentConfig():
+        try:
+            images_of(prepared.schema)
+        except AugmentError as error:
+            raise ExperimentError([Problem("training.augment", None, str(error))]) from None
 
 
 def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
@@ -142,7 +160,8 @@ def plan_of(command: Command, asked: Asked, found: Found, on_cluster: bool) -> P
     rows = dict(asked.prepared.rows)
     values = sum(_size(c.shape) for c in asked.prepared.schema.inputs)
     facts = DataFacts(sum(rows.values()), rows["train"], asked.prepared.size_bytes, values)
-    return make_plan(command, asked.experiment, resources, facts, asked.family.mixed_precision, asked.parameters)
+    made = make_plan(command, asked.experiment, resources, facts, asked.family.mixed_precision, asked.parameters)
+    return dataclasses.replace(made, notes=(*made.notes, *(asked.starts.notes if asked.starts else ())))
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -168,7 +187,7 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
             launch = _begin(ledger, command, asked, plan)
             try:
                 state, results = _drive(command, asked, plan, ledger, launch, show)
-                winner = _conclude(asked, ledger, launch, state, results)
+                winner = conclude(home(), ledger, launch, asked.experiment, asked.prepared, state, results)
             except BaseException as reason:
                 raise _cut_short(ledger, launch, reason) from reason
         except BaseException:  # an interrupt too: what is recorded is sent, then it is raised again
@@ -200,7 +219,7 @@ def _cut_short(ledger: Ledger, launch: Launch, reason: BaseException) -> Orchest
         trace.write_text("".join(traceback.format_exception(reason)))
         error = Failed(f"{one_line(reason, Path(launch.folder))}; the whole trace: {trace}")
     with contextlib.suppress(Failed):  # a full disk: it is what is raised already
-        ledger.note(launch.id, None, "closed", _closing(launch, "interrupted" if interrupted else "failed", [], None, {}, str(error)))
+        ledger.note(launch.id, None, "closed", closing(launch, "interrupted" if interrupted else "failed", [], None, str(error)))
     return error
 
 
@@ -216,7 +235,9 @@ def _connected(address: str | None, threads: int, cpus: float) -> Iterator[Found
 
 
 def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch:
-    experiment, prepared = asked.experiment, asked.prepared
+    experiment, prepared, look = asked.experiment, asked.prepared, asked.prepared.look()
+    if look.get("leak"):
+        warnings.warn(f"the data leak: {look['leak']}", Note, stacklevel=1)
     about = provenance.collect(asked.folder) | {
         "source": f"orchestrator {command} {asked.path}",
         "overrides": list(asked.overrides),
@@ -227,7 +248,9 @@ def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch
             "columns": [{"type": c.kind, "name": c.name} for c in (*prepared.schema.inputs, prepared.schema.target)],
             "rows": dict(prepared.rows),
             "optimum": dict(prepared.optimum),
+            "leaks": look.get("duplicates", {}).get("across", {}),
         },
+        "baseline": _baseline(asked),
     }
     launch = Launch(
         new_id(), command, experiment.name, experiment.plain(), experiment.metric, experiment.mode, prepared.fingerprint, str(asked.folder),
@@ -237,18 +260,27 @@ def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch
     return launch
 
 
+def _baseline(asked: Asked) -> dict[str, Any]:
+    """What knowing nothing of the inputs is worth on validation: its name, and its metrics."""
+    family = build_family(asked.experiment, asked.prepared.schema, str(asked.folder))
+    family.bind(asked.prepared.tables())
+    scores = scoring.baseline(family, asked.prepared.encoder, Streamed.of(asked.prepared, "validation"), "val")
+    return {"name": family.baseline_name, "metrics": scores} if scores else {}
+
+
 def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, show: Show) -> tuple[str, list[TrialResult]]:
     """Run every trial; the state of the whole and each trial's result."""
     experiment, names_of = asked.experiment, catalog(asked.folder)
 
     def make(trial: int | None, values: dict[str, Any]) -> tuple[Job, RunStarted]:
         chosen = with_values(experiment, values, names_of) if values else experiment
+        origin, start = asked.starts.of(chosen) if asked.starts else (None, {})
         job = Job(
             trial, chosen, str(asked.prepared.folder), checkpoints(experiment, launch.id, trial), str(asked.folder), plan.precision,
-            plan.threads, epochs_of(chosen, asked.prepared.rows["train"]),
+            plan.threads, epochs_of(chosen, asked.prepared.rows["train"]), origin=origin, streamed=plan.streamed,
         )  # fmt: skip
-        env = {"executor": plan.executor, "world_size": plan.workers, "precision": plan.precision, "threads": plan.threads}
-        return job, RunStarted(trial, int(time.time() * 1000), values or _given(asked), chosen.flat(), env)
+        env = {"executor": plan.executor, "world_size": plan.workers, "precision": plan.precision, "threads": plan.threads, **start}
+        return job, RunStarted(trial, int(time.time() * 1000), values or _given(asked), parameters(chosen.plain()), env)
 
     def append(events: Sequence[Event]) -> None:
         ledger.append(launch.id, events)
@@ -306,24 +338,6 @@ def checkpoints(experiment: Experiment, launch: str, trial: int | None) -> str:
     return folder_of(experiment.storage.path, home(), launch, trial)
 
 
-@dataclass(frozen=True)
-class Winner:
-    """The best run of a launch, its bundle, and its scores on test."""
-
-    run: TrialResult
-    bundle: Path
-    test: dict[str, float]
-
-
-def _conclude(asked: Asked, ledger: Ledger, launch: Launch, state: str, results: list[TrialResult]) -> Winner | None:
-    """The winner's bundle and its test scores, once; then the end of the launch is recorded."""
-    ranked = best_first(results, launch.metric, launch.mode)
-    best = next((r for r in ranked if r.best is not None and r.state in ("finished", "stopped")), None)
-    winner = Winner(best, *keep(ledger, launch, asked, best)) if best is not None else None
-    ledger.note(launch.id, None, "closed", _closing(launch, state, ranked, best, winner.test if winner else {}, None))
-    return winner
-
-
 def _outcome(
     ledger: Ledger, launch: Launch, plan: Plan, state: str, winner: Winner | None, left: int, problem: str | None, began: float
 ) -> Outcome:
@@ -340,7 +354,9 @@ def _outcome(
         state=state,
         results=results,
         best=best,
-        test=winner.test if winner else {},
+        test=winner.test.scores if winner else {},
+        baseline=winner.test.baseline if winner else {},
+        margin=winner.test.margin if winner else None,
         bundle=winner.bundle if winner else None,
         run_id=run_id,
         nodes=of_winner[-1].nodes if of_winner else (),
@@ -348,49 +364,6 @@ def _outcome(
         left=left,
         problem=problem,
     )
-
-
-def keep(ledger: Ledger, launch: Launch, asked: Asked, run: TrialResult) -> tuple[Path, dict[str, float]]:
-    """The bundle of a run's best checkpoint and its scores on test, recorded. May be repeated: the answer is the same."""
-    experiment = with_values(asked.experiment, run.params, catalog(asked.folder)) if run.trial is not None else asked.experiment
-    folder = home() / "bundles" / run_key(launch.id, run.trial)
-    about = {"run": run_key(launch.id, run.trial), "metric": launch.metric}
-    where = checkpoints(asked.experiment, launch.id, run.trial)
-    folder, epoch = selection.compose(folder, experiment, asked.prepared, where, asked.folder, about)
-    test = selection.score(bundles.read(folder), asked.prepared)
-    ledger.note(launch.id, run.trial, "kept", {"bundle": str(folder), "epoch": epoch, "test": test})
-    return folder, test
-
-
-def _closing(
-    launch: Launch, state: str, ranked: list[TrialResult], best: TrialResult | None, test: dict[str, float], error: str | None
-) -> dict[str, Any]:
-    """What the launch's own MLflow run gets at the end: state, the winner's scores, the leaderboard as a note."""
-    tags: dict[str, Any] = {"state": state}
-    metrics: dict[str, float] = {}
-    if best is not None and best.best is not None:
-        tags |= {"best_trial": "" if best.trial is None else best.trial}
-        metrics = {launch.metric: best.best.metrics[launch.metric], **test}
-    if error:
-        tags["error"] = error
-    return {"state": state, "tags": tags, "metrics": metrics, "note": _note(launch, ranked, test, error)}
-
-
-def _note(launch: Launch, ranked: list[TrialResult], test: dict[str, float], error: str | None) -> str:
-    """The leaderboard in Markdown: MLflow shows it as the run's description."""
-    if error:
-        return f"failed: {error}"
-    keys = list(dict.fromkeys(key for r in ranked for key in r.params))
-    lines = [f"| | trial | {launch.metric} | epoch | state | {' | '.join(keys)} |", "|" + "---|" * (5 + len(keys))]
-    for place, r in enumerate(ranked[:20], start=1):
-        score = f"{r.best.metrics[launch.metric]:.4f}" if r.best else ""
-        values = " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in (r.params.get(k, "") for k in keys))
-        stopped = f"{r.state} ({r.stopped_by})" if r.stopped_by else r.state
-        lines.append(
-            f"| {place} | {'train' if r.trial is None else r.trial} | {score} | {r.best.epoch if r.best else ''} | {stopped} | {values} |"
-        )
-    scores = ", ".join(f"{name} {value:.4f}" for name, value in test.items())
-    return "\n".join([f"`{launch.about.get('source', '')}`", "", f"Test of the best: {scores or 'none'}", "", *lines])
 
 
 def estimate(asked: Asked, plan: Plan) -> float | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from orchestrator.events import Best, State, TrialResult, best_first
 
+MOST_CLASSES = 30  # in a table of them
+
 
 class Result:
     """A result: `document()` is what `--json` prints; a notebook shows a table."""
@@ -43,6 +45,8 @@ class Trained(Result):
     bundle: str | None
     wall_s: float
     error: str | None = None
+    baseline: dict[str, float] = field(default_factory=dict)  # the same scores of what knows nothing of the inputs
+    margin: tuple[float, float] | None = None  # by how much test beats it: the 95 % interval
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Swept(Result):
     wall_s: float
     metric: str = ""
     mode: str = "max"
+    baseline: dict[str, Any] = field(default_factory=dict)
+    optimum: dict[str, float] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         data = {k: v for k, v in super().document().items() if k not in ("metric", "mode")}
@@ -67,23 +73,30 @@ class Swept(Result):
 
     def rows(self) -> list[dict[str, Any]]:
         ranked = best_first(self.trials, self.metric, self.mode)
-        return [leaderboard_row(place, trial, self.metric) for place, trial in enumerate(ranked, start=1)]
+        rows = [leaderboard_row(place, trial, self.metric) for place, trial in enumerate(ranked, start=1)]
+        return rows + beside(self.metric, self.baseline, self.optimum)
 
 
 @dataclass(frozen=True)
 class Leaderboard(Result):
-    """The runs of an experiment, best first. `optimum`: the best value that any model can reach, where it is known."""
+    """The runs of an experiment, best first. `baseline`, `optimum`: what knowing nothing is worth, and the best that can be had.
+
+    Both are of the newest run's data: `{name, metrics}`, empty where there is none; `{metric: value}`.
+    """
 
     experiment: str
     runs: list[TrialResult]
     metric: str = ""
+    baseline: dict[str, Any] = field(default_factory=dict)
+    optimum: dict[str, float] = field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
         data = super().document()
         return {k: v for k, v in data.items() if k != "metric"}
 
     def rows(self) -> list[dict[str, Any]]:
-        return [leaderboard_row(place, run, self.metric) for place, run in enumerate(self.runs, start=1)]
+        rows = [leaderboard_row(place, run, self.metric) for place, run in enumerate(self.runs, start=1)]
+        return rows + beside(self.metric, self.baseline, self.optimum)
 
 
 @dataclass(frozen=True)
@@ -164,7 +177,10 @@ class Predicted(Result):
 
 @dataclass(frozen=True)
 class PreparedData(Result):
-    """Prepared data; `splits`: train, validation and test with their rows and files."""
+    """Prepared data; `splits`: train, validation and test with their rows and files.
+
+    A look at them adds: what each of `columns` holds, by split; `counts` of the classes; `duplicates`; `problems`, as sentences.
+    """
 
     fingerprint: str
     path: str
@@ -175,6 +191,7 @@ class PreparedData(Result):
     columns: list[dict[str, Any]] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     optimum: dict[str, float] = field(default_factory=dict)
+    duplicates: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     shown: bool = False
 
@@ -187,6 +204,36 @@ class PreparedData(Result):
         if not self.shown or not self.classes:
             return [{"split": name, "rows": part["rows"], "files": ", ".join(part["files"])} for name, part in self.splits.items()]
         return [{"class": c, **{part: self.counts.get(part, {}).get(c, 0) for part in self.splits}} for c in self.classes]
+
+    def tables(self) -> list[list[dict[str, Any]]]:
+        """What a look shows: the splits with their copies, the columns by split, the classes (the largest, where there are many)."""
+        inside, across = self.duplicates.get("inside", {}), self.duplicates.get("across", {})
+        splits = [
+            {
+                "split": name, "rows": part["rows"], "copies inside": inside.get(name), "copies of train": across.get(f"train/{name}"),
+                "of validation": across.get(f"validation/{name}"), "files": ", ".join(part["files"]),
+            }
+            for name, part in self.splits.items()
+        ]  # fmt: skip
+        columns = [_column_row(column, split) for column in self.columns for split in self.splits]
+        train = self.counts.get("train", {})
+        classes = self.rows() if train else []
+        return [splits, columns, sorted(classes, key=lambda row: -row["train"])[:MOST_CLASSES] if len(classes) > MOST_CLASSES else classes]
+
+
+def _column_row(column: dict[str, Any], split: str) -> dict[str, Any]:
+    """What a column holds in a split, as a row of a table."""
+    measured = column.get("lengths") or column.get("numbers") or {}
+    found = measured.get(split) or {}
+    return {
+        "column": column["name"],
+        "kind": column["kind"],
+        "split": split,
+        **{key: column.get(key, {}).get(split) for key in ("missing", "distinct")},
+        "not in train": column.get("unknown", {}).get(split, {}).get("ids"),
+        "in": measured.get("unit"),
+        **{key: found.get(key) for key in ("min", "median", "mean", "p95", "max")},
+    }
 
 
 @dataclass(frozen=True)
@@ -220,6 +267,16 @@ def leaderboard_row(place: int, run: TrialResult, metric: str) -> dict[str, Any]
         **{key: text(value) for key, value in run.params.items()},
         "error": run.error or "",
     }
+
+
+def beside(metric: str, baseline: dict[str, Any], optimum: dict[str, float]) -> list[dict[str, Any]]:
+    """The rows below a leaderboard: the baseline's score, and the optimum."""
+    rows = []
+    if metric in baseline.get("metrics", {}):
+        rows.append({"": "", "trial": f"baseline: {baseline['name']}", metric: f"{baseline['metrics'][metric]:.4f}"})
+    if metric.removeprefix("val_") in optimum:
+        rows.append({"": "", "trial": "optimum", metric: f"{optimum[metric.removeprefix('val_')]:.4f}"})
+    return rows
 
 
 def text(value: Any) -> str:

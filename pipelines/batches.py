@@ -1,4 +1,4 @@
-"""Parquet -> tensors for one rank: in memory, one permutation an epoch, one `index_select` a batch.
+"""Parquet -> tensors for one rank: in memory, one permutation an epoch, one `index_select` a batch. Without memory: see stream.
 
 The order of an epoch is a function of (seed, epoch) alone, and every rank takes its own piece of every global batch: so the ranks'
 rows don't overlap, each row comes once an epoch, and a run of two ranks sees the same batches as a run of one. Rows of different
@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from . import candidates
 from .encode import Encoder
 from .prepare import Prepared
-from .ragged import MOST_CELLS, Columns, Ragged, by_size, cells_of, in_memory, take
+from .ragged import MOST_CELLS, Columns, Ragged, by_size, cells_of, in_memory, rows_at_once, take
 
 Batch = Mapping[str, Tensor]  # compact: what `Encoder.tensors` takes
 POOL = 50  # batches that are sorted by size together: enough for little padding, few enough for a good shuffle
@@ -73,13 +74,13 @@ class Held:
 
     def in_order(self, size: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
         """See Part; where all rows have one size, in the file's order."""
-        own = shares(len(self), world_size)
-        start = sum(own[:rank])
-        if cells_of(self.columns) is None:  # views, not copies
-            for first in range(start, start + own[rank], size):
-                yield {n: v[first : min(first + size, start + own[rank])] for n, v in self.columns.items() if isinstance(v, Tensor)}
+        start, own = share_of(len(self), rank, world_size)
+        if cells_of(self.columns) is None:
+            size = rows_at_once(self.columns, size, MOST_CELLS)
+            for first in range(start, start + own, size):
+                yield cut(self.columns, first, min(first + size, start + own))
             return
-        for rows in by_size(self.columns, torch.arange(start, start + own[rank], device=self.device), size, MOST_CELLS):
+        for rows in by_size(self.columns, torch.arange(start, start + own, device=self.device), size, MOST_CELLS):
             yield take(self.columns, rows)
 
 
@@ -94,7 +95,7 @@ def load_with(encoder: Encoder, prepared: Prepared, part: str) -> Held:
     if errors:
         row, says = min(errors.items())
         raise ValueError(f"{len(errors)} rows of the {part} data don't fit it; row {row}: {says}")
-    return Held(in_memory(arrays))
+    return Held(in_memory({**arrays, **candidates.arrays(encoder, prepared.folder, part)}))
 
 
 @dataclass(frozen=True)
@@ -137,22 +138,47 @@ class Batches:
             yield step_of(self.held.columns, order[start : start + self.batch_size], self.rank, self.world_size, self.accumulate)
 
 
+def share_of(total: int, rank: int, world_size: int) -> tuple[int, int]:
+    """A rank's share of so many rows: (the first of them, how many)."""
+    own = shares(total, world_size)
+    return sum(own[:rank]), own[rank]
+
+
+def pieces_of(total: int, rank: int, world_size: int, accumulate: int) -> list[int]:
+    """The sizes of the pieces of a rank's share of a global batch: as many on every rank, so some may be 0."""
+    own = shares(total, world_size)
+    return shares(own[rank], min(accumulate, own[0]))
+
+
 def step_of(columns: Columns, order: Tensor, rank: int, world_size: int, accumulate: int) -> Step:
     """One rank's piece of a global batch, the rows of which are `order`."""
-    sizes = shares(len(order), world_size)
-    first = sum(sizes[:rank])
-    pieces = order[first : first + sizes[rank]].split(shares(sizes[rank], min(accumulate, sizes[0])))
-    return Step([take(columns, piece) for piece in pieces], sizes[rank], len(order))
+    first, count = share_of(len(order), rank, world_size)
+    pieces = order[first : first + count].split(pieces_of(len(order), rank, world_size, accumulate))  # type: ignore[no-untyped-call]
+    return Step([take(columns, piece) for piece in pieces], count, len(order))
+
+
+def cut(columns: Columns, first: int, last: int) -> dict[str, Tensor]:
+    """Consecutive rows as a batch: views where all have one size."""
+    batch: dict[str, Tensor] = {}
+    for name, values in columns.items():
+        if isinstance(values, Ragged):
+            batch |= take({name: values}, torch.arange(first, min(last, len(values))))
+        else:
+            batch[name] = values[first:last]
+    return batch
 
 
 def shuffled(rows: int, batch_size: int, cells: Tensor | None, generator: torch.Generator) -> Tensor:
     """A permutation of the rows ([rows] int64, on the CPU). Where they have sizes, each batch of it holds rows of like size."""
     order = torch.randperm(rows, generator=generator)
-    if cells is None:
+    return alike(order, None if cells is None else cells.cpu()[order], batch_size, generator)
+
+
+def alike(order: Tensor, sizes: Tensor | None, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Rows in a random order, of these sizes, so that each batch holds rows of like size; a last, short batch stays the last."""
+    whole = len(order) - len(order) % batch_size
+    if sizes is None or whole == 0:
         return order
-    sizes, whole = cells.cpu(), rows - rows % batch_size
-    pools = [pool[sizes[pool].argsort(stable=True)] for pool in order[:whole].split(POOL * batch_size)]
-    if not pools:
-        return order
-    batches = torch.cat(pools).view(-1, batch_size)
+    pools = zip(*(values[:whole].split(POOL * batch_size) for values in (order, sizes)), strict=True)  # type: ignore[no-untyped-call]
+    batches = torch.cat([pool[cells.argsort(stable=True)] for pool, cells in pools]).view(-1, batch_size)
     return torch.cat([batches[torch.randperm(len(batches), generator=generator)].flatten(), order[whole:]])

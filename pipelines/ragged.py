@@ -114,11 +114,17 @@ def cells_of(columns: Columns) -> Tensor | None:
     return max(ragged, key=lambda column: len(column.values)).cells if ragged else None
 
 
+def rows_at_once(columns: Columns, most_rows: int, most_cells: int) -> int:
+    """Rows of one size that make a batch: at most so many, and so many numbers each column (but at least one row)."""
+    largest = max((values[:1].numel() for values in columns.values() if isinstance(values, Tensor)), default=1)
+    return min(most_rows, max(1, most_cells // max(1, largest)))
+
+
 def by_size(columns: Columns, rows: Tensor, most_rows: int, most_cells: int) -> Iterator[Tensor]:
     """Cut rows into batches, like sizes together: at most so many rows and, padded, so many cells each (but at least one row)."""
     cells = cells_of(columns)
     if cells is None:
-        yield from rows.split(most_rows)
+        yield from rows.split(rows_at_once(columns, most_rows, most_cells))
         return
     rows = rows[cells[rows].argsort(stable=True)]
     sizes = cells[rows].tolist()

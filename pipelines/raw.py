@@ -15,10 +15,19 @@ from .schema import Column, DataError
 
 
 @dataclass(frozen=True)
+class Side:
+    """What is known of users or of items: a table with a row for each id, in a column named as the input is, and its feature columns."""
+
+    table: pa.Table
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
 class Raw:
     """`table`: the inputs, the target and what a split goes by; `official`: 'train', 'validation' or 'test' for each row ([N] str).
 
-    `optimum`: the best value that any model can reach, by metric, where the generator knows it.
+    `optimum`: the best value that any model can reach, by metric, where the generator knows it. `sides`: features of an input's ids,
+    by the input's name. `time`: the column of `table` by which rows are ordered, where there is one.
     """
 
     table: pa.Table
@@ -26,6 +35,8 @@ class Raw:
     target: Column
     official: np.ndarray | None = None
     optimum: Mapping[str, float] = field(default_factory=dict)
+    sides: Mapping[str, Side] = field(default_factory=dict)
+    time: str | None = None
 
 
 Load = Callable[[Any], Raw]

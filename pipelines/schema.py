@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 FORMAT = 2
@@ -22,6 +23,7 @@ class Column:
 
     `dtype`: of the stored values. `resize`: encoded images of another size are brought to this one. `vocabulary`: the codes that a
     text or an id can have, padding and the unknown included. `mean`, `std`: of a number's training rows.
+    `rate`: of recordings, samples a second.
     """
 
     name: str
@@ -32,19 +34,21 @@ class Column:
     vocabulary: int = 0
     mean: float = 0.0
     std: float = 1.0
+    rate: int = 0
 
 
 @dataclass(frozen=True)
 class Schema:
     """Input columns in order, the target, and the classes' names in the order of their indices (empty if the target is no class).
 
-    `counts`: training rows (pixels of masks) of each class.
+    `counts`: training rows (pixels of masks) of each class. `features`: what is known of an input's ids, by the input's name.
     """
 
     inputs: tuple[Column, ...]
     target: Column
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
+    features: Mapping[str, tuple[Column, ...]] = field(default_factory=dict, hash=False)
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON-ready data."""
@@ -53,9 +57,9 @@ class Schema:
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> Schema:
         """From what `to_plain` gave; unknown fields are ignored."""
-        return cls(
-            tuple(_column(c) for c in data["inputs"]), _column(data["target"]), tuple(data["classes"]), tuple(data.get("counts", ()))
-        )
+        features = {name: tuple(_column(c) for c in columns) for name, columns in data.get("features", {}).items()}
+        inputs, counts = tuple(_column(c) for c in data["inputs"]), tuple(data.get("counts", ()))
+        return cls(inputs, _column(data["target"]), tuple(data["classes"]), counts, features)
 
 
 def _column(data: dict[str, Any]) -> Column:

@@ -21,10 +21,11 @@ ALIASES = {"val": "validation", "valid": "validation", "dev": "validation", "eva
 class SplitConfig:
     """`by: None` takes the official parts where the data has them, else random; class labels are stratified in random splits.
 
+    `leave_one_out`: the last row of each user is test, the one before validation, by the data's time where it has one, else by seed.
     Where official parts lack a validation part, it is taken from train, as large as `validation` is beside `train`.
     """
 
-    by: Literal["random", "group", "time", "column"] | None = None
+    by: Literal["random", "group", "time", "leave_one_out", "column"] | None = None
     column: str | None = None
     train: Annotated[float, Gt(0), Lt(1)] = 0.8
     validation: Annotated[float, Gt(0), Lt(1)] = 0.1
@@ -48,6 +49,8 @@ def split(raw: Raw, config: SplitConfig) -> dict[str, np.ndarray]:
         parts = _official(_split_names(raw.table, config.column or ""), labels, config, rng)
     elif config.by == "group":
         parts = _by_group(_values(raw.table, config.column or ""), config, rng)
+    elif config.by == "leave_one_out":
+        parts = _leave_one_out(raw, config, rng)
     elif config.by == "time":
         order = np.argsort(_values(raw.table, config.column or ""), kind="stable")
         parts = _cut(order, (config.train, config.validation, config.test))
@@ -60,7 +63,10 @@ def split(raw: Raw, config: SplitConfig) -> dict[str, np.ndarray]:
 
 
 def _labels(raw: Raw) -> np.ndarray | None:
-    """Class names of the rows, checked: none missing, no class with a single row; None if the target is no class."""
+    """The place of each row's class among the sorted names ([N] int32), checked: none missing, no class with a single row.
+
+    None if the target is no class.
+    """
     if raw.target.kind != "class":
         return None
     column = raw.table[raw.target.name]
@@ -68,8 +74,9 @@ def _labels(raw: Raw) -> np.ndarray | None:
     missing = np.flatnonzero(np.array([name is None for name in distinct], bool)[codes])
     if len(missing):
         raise DataError(f"column '{raw.target.name}', row {missing[0]}: the label is missing ({len(missing)} rows); drop or fill them")
-    names: np.ndarray = np.array(distinct, dtype=str)[codes]
-    found, counts = np.unique(names, return_counts=True)
+    found, places = np.unique(np.array(distinct, dtype=str), return_inverse=True)
+    labels: np.ndarray = places.astype(np.int32)[codes]
+    counts = np.bincount(labels)
     if len(found) < 2:
         raise DataError(f"column '{raw.target.name}': only one class, '{found[0] if len(found) else ''}'; a classifier needs two")
     if counts.min() < 2:
@@ -77,7 +84,7 @@ def _labels(raw: Raw) -> np.ndarray | None:
             f"column '{raw.target.name}': class '{found[counts.argmin()]}' has one row, so it can't be in train and in test; "
             "add rows or leave the class out"
         )
-    return names
+    return labels
 
 
 def _cut(order: np.ndarray, shares: tuple[float, float, float]) -> dict[str, np.ndarray]:
@@ -131,6 +138,23 @@ def _by_group(groups: np.ndarray, config: SplitConfig, rng: np.random.Generator)
         part_of[group] = np.argmax(shares * len(groups) - filled)
         filled[part_of[group]] += counts[group]
     return {name: np.flatnonzero(part_of[member] == place) for place, name in enumerate(NAMES)}
+
+
+def _leave_one_out(raw: Raw, config: SplitConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The last row of each user (the first input, or `column`), and the one before; users with fewer than three rows stay in train.
+
+    Rows of one time keep the table's order.
+    """
+    if config.column is None and raw.inputs[0].kind != "id":
+        raise DataError("leave_one_out goes by users, but the data has no column of ids; name one in data.split.column", "data.split.by")
+    users = np.unique(_values(raw.table, config.column or raw.inputs[0].name), return_inverse=True)[1]
+    times = rng.permutation(len(users)) if raw.time is None else _values(raw.table, raw.time)
+    order = np.lexsort((times, users))
+    counts = np.bincount(users)
+    from_last = (counts.cumsum()[users[order]] - 1) - np.arange(len(order))  # 0 is the last row of its user
+    enough = counts[users[order]] >= 3
+    part = np.where(enough & (from_last == 0), 2, np.where(enough & (from_last == 1), 1, 0))
+    return {name: order[part == place] for place, name in enumerate(NAMES)}
 
 
 def _values(table: pa.Table, column: str) -> np.ndarray:

@@ -16,7 +16,8 @@ import torch
 import orchestrator  # noqa: F401  first: it binds `models`, `pipelines` and `cluster` to this project's own
 from orchestrator.catalog import catalog
 from orchestrator.experiment.config import Experiment
-from orchestrator.experiment.read import apply_override, resolve
+from orchestrator.experiment.file import apply_override
+from orchestrator.experiment.read import resolve
 from orchestrator.training.trial import Job
 from pipelines.prepare import Prepared, prepare
 from pipelines.raw import Raw, image_column

@@ -21,7 +21,8 @@ from orchestrator.catalog import catalog
 from orchestrator.cli.app import app
 from orchestrator.errors import ExperimentError
 from orchestrator.experiment.config import Experiment
-from orchestrator.experiment.read import parse_file, resolve
+from orchestrator.experiment.file import parse_file
+from orchestrator.experiment.read import resolve
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))

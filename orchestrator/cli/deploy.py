@@ -48,9 +48,10 @@ def predict(
     source: Annotated[str, typer.Argument(metavar="INPUT", help="A Parquet, CSV or TSV file.")],
     target: Annotated[str, typer.Argument(metavar="OUTPUT", help="A Parquet, CSV or TSV file to write.")],
     probabilities: Annotated[bool, typer.Option(help="A column for the probability of each class.")] = False,
+    top_k: Annotated[Optional[int], typer.Option(metavar="K", help="The best K items for each user of INPUT: a row a user.")] = None,  # noqa: UP045
     json: Json = False,
 ) -> None:
     """Predict a file, a row for each row, in order."""
     from orchestrator import api
 
-    output.result(api.predict(model, source, target, probabilities=probabilities), json)
+    output.result(api.predict(model, source, target, probabilities=probabilities, top_k=top_k), json)

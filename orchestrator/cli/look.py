@@ -60,12 +60,17 @@ def data_prepare(experiment: File, overrides: Overrides = None, json: Json = Fal
 
 
 def data_show(experiment: File, overrides: Overrides = None, json: Json = False) -> None:
-    """A look at the data: columns, classes, balance, the known optimum."""
+    """A look at the data: splits, columns, class balance, copies and leaks, outliers, the known optimum."""
     from orchestrator import api
 
     done = api.data_show(experiment, overrides or [])
-    columns = ", ".join(f"{c['name']} ({c['kind']} {c['shape'] or ''})".replace(" )", ")") for c in done.columns)
-    output.result(done, json, [f"columns: {columns}", *(f"problem: {p}" for p in done.problems)])
+    if json:
+        output.result(done, json)
+        return
+    output.tables(done.tables())
+    for metric, best in done.optimum.items():
+        print(f"the best that any model can reach: {metric} {best:.4g}")
+    print("\n".join(f"problem: {problem}" for problem in done.problems) or "no problems found")
 
 
 def schema(json: Json = False) -> None:

@@ -56,6 +56,14 @@ def result(done: Result, as_json: bool, lines: Sequence[str] = ()) -> None:
         print(line)
 
 
+def tables(several: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Those of the tables that have rows, an empty line after each."""
+    for rows in several:
+        if rows:
+            table(rows)
+            print()
+
+
 def table(rows: Sequence[dict[str, Any]]) -> None:
     """Rows of one shape as a table."""
     keys = list(dict.fromkeys(key for row in rows for key in row))

@@ -25,7 +25,11 @@ def train(experiment: File, overrides: Overrides = None, address: Address = None
         else f"best epoch {done.best.epoch}: "
         + "  ".join(f"{k} {v:.4f}" for k, v in {**done.best.metrics, **done.test}.items() if k.startswith(("val_", "test_")))
     )
-    output.result(done, json, [best, f"bundle: {done.bundle}", f"next: orchestrator promote {done.experiment}"])
+    output.result(
+        done,
+        json,
+        [best, *_baseline(done.baseline, done.margin), f"bundle: {done.bundle}", f"next: orchestrator promote {done.experiment}"],
+    )
 
 
 def sweep(experiment: File, overrides: Overrides = None, address: Address = None, json: Json = False) -> None:
@@ -36,7 +40,11 @@ def sweep(experiment: File, overrides: Overrides = None, address: Address = None
     lines = []
     if done.best is not None:
         scores = "  ".join(f"{k} {v:.4f}" for k, v in done.best["test"].items())
-        lines = [f"best: trial {done.best['trial']}  {scores}", f"next: orchestrator promote {done.experiment}"]
+        lines = [
+            f"best: trial {done.best['trial']}  {scores}",
+            *_baseline(done.best["baseline"], done.best["margin"]),
+            f"next: orchestrator promote {done.experiment}",
+        ]
     output.result(done, json, lines)
 
 
@@ -52,4 +60,13 @@ def plan(
     if command not in ("train", "sweep", "auto"):
         raise typer.BadParameter(f"'{command}' is neither train nor sweep", param_hint="--for")
     asked: Any = None if command == "auto" else command
-    output.result(api.plan(experiment, overrides or [], command=asked), json)
+    done = api.plan(experiment, overrides or [], command=asked)
+    output.result(done, json, [f"note: {note}" for note in done.notes])
+
+
+def _baseline(scores: dict[str, float], margin: tuple[float, float] | None) -> list[str]:
+    """What knowing nothing of the inputs scores on test, and by how much the model is better."""
+    if not scores:
+        return []
+    better = "" if margin is None else f"; better by {margin[0]:.4f} to {margin[1]:.4f} (95 %)"
+    return [f"baseline: {'  '.join(f'{k} {v:.4f}' for k, v in scores.items())}{better}"]

@@ -74,9 +74,14 @@ class Bundle(PythonModel):
         self.net.eval()
 
     def predict(self, context, model_input, params=None):
+        import numpy as np
         import pyarrow as pa
 
-        answers, errors = self.answering.answer(self.net, self.encoder, pa.Table.from_pandas(model_input, preserve_index=False))
+        def listed(value):  # MLflow makes arrays of lists of lists, which Arrow takes only as lists
+            return value.tolist() if isinstance(value, np.ndarray) else value
+
+        columns = {{name: [listed(v) for v in model_input[name]] for name in model_input.columns}}
+        answers, errors = self.answering.answer(self.net, self.encoder, pa.table(columns))
         if errors:
             row, says = min(errors.items())
             raise ValueError(f"row {{row}}: {{says}}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ FORMATS = (".parquet", ".csv", ".tsv")
 
 def predict(bundle: Bundle, source: Path, target: Path, every_class: bool = False) -> tuple[int, int]:
     """(rows, rows that didn't fit). Written whole or not at all. Raises Refused if a column is missing or no row fits."""
+    return write_whole(source, target, partial(_fill, bundle, source, every_class))
+
+
+def write_whole(source: Path, target: Path, fill: Callable[[Writer], tuple[int, int, str | None]]) -> tuple[int, int]:
+    """(rows, rows that didn't fit) of what `fill` writes, whole or not at all; it also says which row is the first that didn't fit.
+
+    Raises Refused if the files can't be these, or no row fits; Failed if the target can't be written.
+    """
     if target.suffix.lower() not in FORMATS:
         raise Refused(f"output '{target}': its name must end in {', '.join(FORMATS)}")
     if source.resolve() == target.resolve():
@@ -33,14 +42,19 @@ def predict(bundle: Bundle, source: Path, target: Path, every_class: bool = Fals
         raise Refused(f"output '{target}': there is no folder '{target.parent}'")
     beside = _beside(target)
     try:
-        counts = _fill(bundle, source, target, beside, every_class)
+        with Writer(beside, target) as writer:
+            rows, failed, first = fill(writer)
+            if rows == 0:
+                raise Refused(f"input '{source}' has no rows")
+            if failed == rows:
+                raise Refused(f"input '{source}': no row fits; {first}")
         beside.chmod(0o644)
         beside.replace(target)
     except OSError as error:
         raise _unwritable(target, error) from None
     finally:
         beside.unlink(missing_ok=True)
-    return counts
+    return rows, failed
 
 
 def _beside(target: Path) -> Path:
@@ -57,24 +71,30 @@ def _unwritable(target: Path, error: Exception) -> Failed:
     return Failed(f"can't write '{target}': {says}")
 
 
-def _fill(bundle: Bundle, source: Path, target: Path, beside: Path, every_class: bool) -> tuple[int, int]:
-    """Write the answers to `beside`; (rows, rows that didn't fit)."""
+def _fill(bundle: Bundle, source: Path, every_class: bool, writer: Writer) -> tuple[int, int, str | None]:
+    """Write the answers; (rows, rows that didn't fit, what is wrong with the first of these)."""
     rows = failed = 0
     first: str | None = None
-    with _Writer(beside, target) as writer:
-        for chunk in read(source):
-            answers, errors = _answer(bundle, chunk, source, every_class)
-            if errors and first is None:
-                first = f"row {rows + min(errors)}: {errors[min(errors)]}"
-            replaced = {*bundle.encoder.input_names, *answers.column_names, "error"}
-            columns = {n: chunk[n] for n in chunk.column_names if n not in replaced} | {n: answers[n] for n in answers.column_names}
-            writer.write(pa.table(columns | {"error": pa.array([errors.get(row) for row in range(chunk.num_rows)], pa.string())}))
-            rows, failed = rows + chunk.num_rows, failed + len(errors)
-    if rows == 0:
-        raise Refused(f"input '{source}' has no rows")
-    if failed == rows:
-        raise Refused(f"input '{source}': no row fits; {first}")
-    return rows, failed
+    for chunk in read(source):
+        answers, errors = _answer(bundle, chunk, source, every_class)
+        if errors and first is None:
+            first = f"row {rows + min(errors)}: {errors[min(errors)]}"
+        replaced = {*consumed(bundle, chunk), *answers.column_names, "error"}
+        columns = {n: chunk[n] for n in chunk.column_names if n not in replaced} | {n: answers[n] for n in answers.column_names}
+        writer.write(pa.table(columns | {"error": errors_of(errors, chunk.num_rows)}))
+        rows, failed = rows + chunk.num_rows, failed + len(errors)
+    return rows, failed, first
+
+
+def consumed(bundle: Bundle, table: pa.Table) -> list[str]:
+    """The columns of a table that the model takes, but for ids: an answer without them would be about nobody."""
+    taken = [column.name for column in bundle.encoder.schema.inputs if column.kind != "id"]
+    return [*taken, *bundle.encoder.optional(table)]
+
+
+def errors_of(errors: Mapping[int, str], rows: int) -> pa.Array:
+    """The column `error`: a sentence where a row doesn't fit."""
+    return pa.array([errors.get(row) for row in range(rows)], pa.string())
 
 
 def read(source: Path) -> Iterator[pa.Table]:
@@ -99,7 +119,7 @@ def _answer(bundle: Bundle, chunk: pa.Table, source: Path, every_class: bool) ->
         raise Refused(f"input '{source}': {error}") from None
 
 
-class _Writer(contextlib.AbstractContextManager["_Writer"]):
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Writes chunks to a Parquet, CSV or TSV file; the first chunk's schema is the file's."""
 
     def __init__(self, path: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import tempfile
 import time
 import warnings
@@ -13,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.deployment import bundle as bundles
-from orchestrator.deployment import selection
+from orchestrator.deployment import scoring, selection
 from orchestrator.deployment.registry import Registry, Version, compare, gate
 from orchestrator.errors import Failed, Note, Refused
 from orchestrator.events import TrialResult, best_first
 from orchestrator.experiment.config import Experiment
-from orchestrator.records.tracking import RecordedRun, log_model, recorded_run, said_by_mlflow
+from orchestrator.records.tracking import RecordedRun, log_model, recorded_run, said_by_mlflow, test_tags
 from orchestrator.results import Promoted
 from orchestrator.training import checkpoint
 from pipelines.prepare import Prepared
@@ -110,6 +111,8 @@ def decide(challenger: Challenger, alias: str, force: bool, prepare: Callable[[]
     champion = registry.at(alias)
     data = functools.cache(lambda: challenger.data(prepare))
     scores = _scores(challenger, data)
+    if doubt := _doubt(challenger, scores):
+        warnings.warn(doubt, Note, stacklevel=2)
 
     def result(decision: str, reason: str, version: int | None, against: dict[str, float] | None) -> Promoted:
         return Promoted(registry.model, version, alias, run_id, decision, reason, scores, against)
@@ -150,11 +153,26 @@ def _scores(challenger: Challenger, data: Callable[[], Prepared]) -> dict[str, f
     from mlflow.entities import Metric
 
     folder = _bundle(challenger, data)
-    test = selection.score(bundles.read(folder), data())
+    test = scoring.score(bundles.read(folder), data(), run.metric)
     now = int(time.time() * 1000)
     with said_by_mlflow():
-        challenger.client.log_batch(run.result.run_id, [Metric(k, v, now, run.result.best.epoch) for k, v in test.items()])
-    return test | validation
+        metrics = [Metric(k, v, now, run.result.best.epoch) for k, v in test.scores.items()]
+        challenger.client.log_batch(run.result.run_id, metrics, tags=test_tags(test.baseline, test.margin))
+    run.tags.update({tag.key: tag.value for tag in test_tags(test.baseline, test.margin)})
+    return test.scores | validation
+
+
+def _doubt(challenger: Challenger, scores: dict[str, float]) -> str | None:
+    """Why the challenger may be no better than knowing nothing: the margin over its baseline, if that includes 0."""
+    margin, baseline = (json.loads(challenger.run.tags.get(f"orchestrator.{name}") or "null") for name in ("margin", "baseline.test"))
+    if margin is None or margin[0] > 0:
+        return None
+    name = json.loads(challenger.run.tags.get("orchestrator.baseline") or "{}").get("name") or "the baseline"
+    return (
+        f"{challenger.metric} {scores[challenger.metric]:.4f} is not better than the baseline ({name}: "
+        f"{baseline[challenger.metric]:.4f}) by more than its noise: 95 % of the resampled differences lie between "
+        f"{margin[0]:.4f} and {margin[1]:.4f}"
+    )
 
 
 def _bundle(challenger: Challenger, data: Callable[[], Prepared]) -> Path:
@@ -184,7 +202,7 @@ def _against(
         try:
             with tempfile.TemporaryDirectory(prefix="orchestrator-") as folder:
                 bundle = bundles.read(registry.download(champion, Path(folder)))
-                against = selection.score(bundle, data())
+                against = scoring.score(bundle, data(), challenger.run.metric).scores
         except (ValueError, Refused) as error:
             return None, f"the champion (version {champion.number}) can't be scored on this data: {error}"
     if challenger.metric not in against:

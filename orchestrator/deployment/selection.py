@@ -1,4 +1,4 @@
-"""What a run is worth: the bundle of its best checkpoint, not of its last, and its scores on test."""
+"""The bundle of a run: of its best checkpoint, not of its last."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import torch
 
 from orchestrator.errors import Failed
 from orchestrator.experiment.config import Experiment
-from orchestrator.training.evaluation import Evaluation
 from orchestrator.training.trial import best_weights, build_family
-from pipelines import batches
 from pipelines.answer import answer
 from pipelines.prepare import Prepared
 
@@ -55,8 +53,3 @@ def example_rows(prepared: Prepared) -> pa.Table:
     """A few rows of the input columns, in the form that JSON can carry too."""
     table = pq.read_table(prepared.file("validation"), columns=prepared.encoder.input_names).slice(0, EXAMPLE_ROWS)
     return pa.table({name: prepared.encoder.columns[name].example(table[name]) for name in table.column_names})
-
-
-def score(bundle: bundles.Bundle, prepared: Prepared, part: str = "test") -> dict[str, float]:
-    """`{part}_loss` and the family's metrics on a part of prepared data, encoded by the bundle's own encoder. Raises ValueError."""
-    return Evaluation(bundle.family, bundle.encoder)(batches.load_with(bundle.encoder, prepared, part), part)

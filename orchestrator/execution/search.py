@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import names
-from orchestrator.experiment.config import Experiment
+from orchestrator.experiment.config import Experiment, flatten
 from orchestrator.experiment.space import Domain, Space
 
 SEARCHERS = {"random": "RandomSampler", "grid": "GridSampler", "tpe": "TPESampler"}
@@ -79,7 +79,7 @@ class Search:
     def __init__(self, experiment: Experiment, space: Space, epochs: int, trials: int, folder: Path | None = None) -> None:
         sweep, self.space, self.trials, self.mode = experiment.sweep, space, trials, experiment.mode
         seed = sweep.seed if sweep.seed is not None else experiment.training.seed
-        self.first = None if sweep.search == "grid" else space.point(experiment.flat())
+        self.first = None if sweep.search == "grid" else space.point(flatten(experiment.plain()))
         self.searcher = _searcher(sweep.search, space, seed, self.mode, self.first, folder)
         self.foreign = sweep.search not in SEARCHERS
         self.scheduler = _scheduler(sweep.scheduler, epochs, self.mode, folder)

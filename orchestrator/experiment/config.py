@@ -6,7 +6,7 @@ own Config, handed to `read` in the catalog.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
@@ -29,10 +29,25 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """`family`: a name, or the path of a class of one's own; `options`: the family's own keys."""
+    """`family`: a name, or the path of a class of one's own; `options`: the family's own keys. The others are every family's."""
 
     family: str
+    init_from: str | None = Field(
+        None,
+        min_length=1,
+        description="weights to start from, where name and shape are the same: models:/NAME@alias, runs:/ID, a bundle's folder",
+    )
+    freeze: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="parts of the network that aren't trained, e.g. [features]"
+    )
     options: dict[str, Any] = {}
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _one(cls, value: Any) -> Any:
+        if not isinstance(value, str | list | tuple):
+            raise ValueError(f"it must be a list of parts, such as [features], not {value!r}")
+        return (value,) if isinstance(value, str) else value
 
 
 class OptimizerConfig(Section):
@@ -40,6 +55,16 @@ class OptimizerConfig(Section):
 
     name: str = "adam"
     options: dict[str, Any] = {}
+
+
+class AugmentConfig(Section):
+    """Random changes of the training images, drawn anew for every image of every batch. Nothing is changed in evaluation."""
+
+    shift: float = Field(0.0, ge=0, le=0.5, description="moves up to this share of the sides, by whole pixels; 0: off")
+    flip: Literal["none", "horizontal", "vertical", "both"] = Field("none", description="mirrors half of the images, along each named axis")
+    rotate: float = Field(0.0, ge=0, le=180, description="turns by up to so many degrees; 0: off")
+    crop: float = Field(1.0, gt=0, le=1, description="cuts out at least this share of the area, and scales it to the whole; 1: off")
+    cutout: float = Field(0.0, ge=0, lt=1, description="blanks a square of this share of the shorter side; 0: off")
 
 
 class TrainingConfig(Section):
@@ -53,7 +78,11 @@ class TrainingConfig(Section):
     clip_norm: PositiveFloat | None = Field(None, description="largest norm of the gradient")
     accumulate: PositiveInt = Field(1, description="pieces in which a worker works through its rows of a batch, to save memory")
     patience: PositiveInt | None = Field(None, description="stop after so many epochs without a better value of the metric")
+    augment: AugmentConfig = Field(AugmentConfig(), description="random changes of the training images")
     executor: Literal["auto", "inline", "pool", "ddp"] = Field("auto", description="where `train` runs; auto: the plan decides")
+    streaming: Literal["auto", "always", "never"] = Field(
+        "auto", description="always: read rows from disk while training; never: hold them in memory; auto: hold them where they fit"
+    )
 
 
 class ScalingConfig(Section):
@@ -138,14 +167,19 @@ class Experiment(Section):
         return data
 
     def flat(self) -> dict[str, Any]:
-        """Flat dotted parameters of what a run trains with."""
-        return parameters(self.plain())
+        """Flat dotted parameters of what a run trains with, without what is unset."""
+        trained = {k: v for k, v in self.plain().items() if k in TRAINED}
+        return {k: v for k, v in flatten(trained).items() if v is not None}
+
+
+TRAINED = ("data", "model", "optimizer", "training", "scaling")
+OFF = {"model.freeze": [], **{f"training.augment.{key}": field.default for key, field in AugmentConfig.model_fields.items()}}
 
 
 def parameters(plain: dict[str, Any]) -> dict[str, Any]:
-    """Flat dotted parameters of a plain experiment: without the search, the registry and what is unset."""
-    trained = {k: v for k, v in plain.items() if k in ("data", "model", "optimizer", "training", "scaling")}
-    return {k: v for k, v in flatten(trained).items() if v is not None}
+    """The flat dotted parameters of a plain experiment that are recorded: without the search, the registry, what is unset or off."""
+    flat = flatten({k: v for k, v in plain.items() if k in TRAINED})
+    return {k: v for k, v in flat.items() if v is not None and (k not in OFF or v != OFF[k])}
 
 
 def flatten(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

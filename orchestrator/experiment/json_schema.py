@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from orchestrator.experiment.config import Experiment, OptimizerConfig
+from orchestrator.experiment.config import Experiment, ModelConfig, OptimizerConfig
 
 
 def json_schema(sources: Mapping[str, type], families: Mapping[str, type], optimizers: Mapping[str, type], split: type) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def json_schema(sources: Mapping[str, type], families: Mapping[str, type], optim
         schema["properties"].pop(key, None)
     for section, name, table, more in (
         ("DataConfig", "source", sources, {"split": _inline(split)}),
-        ("ModelConfig", "family", families, {}),
+        ("ModelConfig", "family", families, _of_every_family()),
         ("OptimizerConfig", "name", optimizers, {}),
     ):
         definitions[section] = {
@@ -32,6 +32,11 @@ def json_schema(sources: Mapping[str, type], families: Mapping[str, type], optim
     definitions["ModelConfig"]["anyOf"][-1] = _own("class")
     definitions["ModelConfig"]["required"] = []
     return schema
+
+
+def _of_every_family() -> dict[str, Any]:
+    properties = ModelConfig.model_json_schema()["properties"]
+    return {key: properties[key] for key in ("init_from", "freeze")}
 
 
 def _inline(cls: type) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Plan:
     disk_bytes: int
     accelerator: str | None = None
     notes: tuple[str, ...] = ()
+    streamed: bool = False  # rows are read from disk while a trial trains
 
 
 def make_plan(
@@ -76,7 +77,7 @@ def make_plan(
     steps = math.ceil(data.train_rows / experiment.training.batch_size)
     epochs = epochs_of(experiment, data.train_rows)
     precision, precision_why = _precision(experiment, resources, gpus, data, mixed_precision)
-    notes = []
+    fits, streamed, notes = _memory(experiment, resources, data, slots)
     if command == "sweep" and experiment.sweep.scheduler.name == "asha" and experiment.sweep.scheduler.grace_period > epochs:
         notes.append(
             f"sweep.scheduler.grace_period lowered from {experiment.sweep.scheduler.grace_period} to the {epochs} epochs that a trial has"
@@ -94,10 +95,11 @@ def make_plan(
         precision=precision,
         precision_why=precision_why,
         steps_per_epoch=steps,
-        fits_in_memory=not resources.memory_bytes or data.size_bytes * slots < resources.memory_bytes / 2,
+        fits_in_memory=fits,
         disk_bytes=parameters * 4 * 4 * trials,  # weights, the best weights, two moments
         accelerator=experiment.scaling.accelerator,
         notes=tuple(notes),
+        streamed=streamed,
     )
 
 
@@ -107,6 +109,24 @@ def epochs_of(experiment: Experiment, train_rows: int) -> int:
     if training.max_steps is None:
         return training.epochs
     return min(training.epochs, math.ceil(training.max_steps / math.ceil(train_rows / training.batch_size)))
+
+
+def _memory(experiment: Experiment, resources: Resources, data: DataFacts, slots: int) -> tuple[bool, bool, list[str]]:
+    """(whether a copy of the data for each worker of a node fits in half of its memory, whether they are streamed, why if so)."""
+    copies = math.ceil(slots * experiment.scaling.workers / max(1, len(resources.per_node)))
+    fits = not resources.memory_bytes or data.size_bytes * copies < resources.memory_bytes / 2
+    asked = experiment.training.streaming
+    if asked == "always":
+        return fits, True, ["rows are read from disk while training: training.streaming says so"]
+    times = f"{copies} times " if copies > 1 else ""
+    size = f"{times}{_gb(data.size_bytes)} of data don't fit in half of the {_gb(resources.memory_bytes)} of memory"
+    if fits or asked == "never":
+        return fits, False, [] if fits else [f"{size}, and training.streaming says never: it may run out of memory"]
+    return fits, True, [f"{size}: rows are read from disk while training (training.streaming)"]
+
+
+def _gb(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:.3g} GB"
 
 
 def _check_accelerator(experiment: Experiment, resources: Resources) -> None:

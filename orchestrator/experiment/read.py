@@ -1,45 +1,27 @@
-"""YAML 1.2 and KEY=VALUE -> Experiment; every problem at once, each with its key's path and its line in the file."""
+"""The experiment file -> Experiment; every problem at once, each with its key's path and its line in the file."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import io
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import BaseModel, ValidationError
 
 from orchestrator import names
-from orchestrator.errors import ExperimentError, Problem, Refused
+from orchestrator.errors import ExperimentError, Problem
 from orchestrator.experiment import config as c
-from orchestrator.experiment.space import Domain, Space, SpaceError, in_order, parse
+from orchestrator.experiment.config import Experiment
+from orchestrator.experiment.file import Lines, apply_override, parse_file
+from orchestrator.experiment.parts import Catalog, FamilyFacts
+from orchestrator.experiment.space import Space, in_order, parse
+from orchestrator.experiment.space_check import SpaceCheck
+from orchestrator.experiment.values import adapter, conversions, jsonable, sentence
 
-
-@dataclass(frozen=True)
-class FamilyFacts:
-    """What the file's check must know of a family: its options and its metrics with their directions, the default first."""
-
-    config: type
-    metrics: Mapping[str, c.Mode]
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """The names that there are, as look-ups that raise names.UnknownName; handed in, since `experiment` imports none of them."""
-
-    family: Callable[[str], FamilyFacts]
-    source: Callable[[str], type]
-    optimizer: Callable[[str], type]
-    searcher: Callable[[str], bool]  # whether it understands `when:`
-    scheduler: Callable[[str], None]
-    split: type
+CREDENTIALS = re.compile(r"://[^/\s@]+:[^/\s@]+@|(?i:secret|password|access_key|token)=")
 
 
 def read(path: Path, overrides: Iterable[str], catalog: Catalog) -> Experiment:
@@ -48,89 +30,6 @@ def read(path: Path, overrides: Iterable[str], catalog: Catalog) -> Experiment:
     for override in overrides:
         apply_override(tree, lines, override)
     return resolve(tree, catalog, lines)
-
-
-FIXED = ("executor", "epochs", "precision", "patience")  # of training: the plan's and the loop's, the same for every trial
-CREDENTIALS = re.compile(r"://[^/\s@]+:[^/\s@]+@|(?i:secret|password|access_key|token)=")
-Experiment = c.Experiment
-Lines = dict[str, int]
-
-
-def parse_file(path: Path) -> tuple[dict[str, Any], Lines]:
-    """The file as plain data, and the line of each key's dotted path."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        beside = sorted(p.name for p in path.parent.glob("*.y*ml"))[:8] if path.parent.is_dir() else []
-        hint = f"; in '{path.parent}' there is: {', '.join(beside)}" if beside else ""
-        says = "no such file" if isinstance(error, FileNotFoundError) else f"it can't be read ({error})"
-        raise Refused(f"experiment '{path}': {says}{hint}") from None
-    try:
-        loaded = YAML(typ="rt").load(text)
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise ExperimentError([Problem(str(path), line, f"no valid YAML: {error.problem or error.context}")]) from None
-    except YAMLError as error:  # a character that YAML has no place for
-        raise ExperimentError([Problem(str(path), None, f"no valid YAML: {' '.join(str(error).split())}")]) from None
-    if not isinstance(loaded, dict):
-        raise ExperimentError([Problem(str(path), None, "it must be a mapping that begins with name:, data: and model:")])
-    lines: Lines = {}
-    _note_lines(loaded, "", lines)
-    return _to_plain(loaded), lines
-
-
-def _note_lines(node: Any, prefix: str, lines: Lines) -> None:
-    for key, value in node.items():
-        if key in (node.lc.data or ()):  # merged keys (<<) have no line of their own
-            lines[f"{prefix}{key}"] = node.lc.data[key][0] + 1
-        if isinstance(value, dict) and hasattr(value, "lc"):
-            _note_lines(value, f"{prefix}{key}.", lines)
-
-
-def _to_plain(node: Any) -> Any:
-    """ruamel's round-trip types -> Python's own."""
-    if isinstance(node, dict):
-        return {str(key): _to_plain(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_to_plain(value) for value in node]
-    if isinstance(node, bool) or node is None:
-        return node
-    for kind in (int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return bool(node) if type(node).__name__ == "ScalarBoolean" else str(node)
-
-
-def parse_value(text: str) -> Any:
-    """A YAML 1.2 value; raises ValueError."""
-    try:
-        return _to_plain(YAML(typ="rt").load(io.StringIO(text)))
-    except MarkedYAMLError as error:
-        raise ValueError(f"no valid YAML: {error.problem or error.context}") from None
-    except YAMLError as error:
-        raise ValueError(f"no valid YAML: {' '.join(str(error).split())}") from None
-
-
-def apply_override(tree: dict[str, Any], lines: Lines, override: str) -> None:
-    """Set KEY=VALUE in the tree; a mapping replaces the section. Raises Refused."""
-    key, equals, text = override.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise Refused(f"'{override}' is no KEY=VALUE, such as training.epochs=3")
-    try:
-        value = parse_value(text)
-    except ValueError as error:
-        raise Refused(str(error), key=key) from None
-    head = "sweep.space."
-    parts = ["sweep", "space", key.removeprefix(head)] if key.startswith(head) else key.split(".")
-    node = tree
-    for part in parts[:-1]:
-        if not isinstance(node.get(part), dict):
-            node[part] = {}
-        node = node[part]
-    node[parts[-1]] = value
-    for known in [k for k in lines if k == key or k.startswith(f"{key}.")]:
-        del lines[known]
 
 
 def resolve(tree: Mapping[str, Any], catalog: Catalog, lines: Lines | None = None) -> Experiment:
@@ -146,8 +45,8 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], catalog: Cata
         known = {f.name for f in dataclasses.fields(catalog.optimizer(name))}
         tree["optimizer"] = {k: v for k, v in tree["optimizer"].items() if k in known} | {"name": name}
     for key, value in values.items():
-        section, _, option = key.partition(".")
-        tree[section] = {**tree[section], option: value}
+        *path, last = key.split(".")
+        functools.reduce(lambda node, part: node[part], path, tree)[last] = value
     tree["sweep"]["space"] = {}  # a trial is one point: nothing of it is searched any more
     return resolve(tree, catalog)
 
@@ -222,9 +121,11 @@ class _Reader:
         self._facts = self._look_up(f"model.{given[0]}", section[given[0]], self.catalog.family)
         if self._facts is None:
             return None
-        rest = {k: v for k, v in section.items() if k != given[0]}
-        options = self._options("model", rest, self._facts.config, also=("family",))
-        return None if options is None else c.ModelConfig(family=section[given[0]], options=options)
+        own = {k: section[k] for k in ("init_from", "freeze") if k in section}
+        rest = {k: v for k, v in section.items() if k != given[0] and k not in own}
+        options = self._options("model", rest, self._facts.config, also=("family", "init_from", "freeze"))
+        made = self._section("model", {"family": section[given[0]], **own, "options": options or {}}, c.ModelConfig)
+        return made if options is not None and isinstance(made, c.ModelConfig) else None
 
     def _optimizer(self, tree: Mapping[str, Any]) -> c.OptimizerConfig | None:
         section = self._mapping("optimizer", {} if tree.get("optimizer") is None else tree["optimizer"])
@@ -263,24 +164,8 @@ class _Reader:
             return
         understands = self._look_up("sweep.search", sweep.search, self.catalog.searcher)
         self._look_up("sweep.scheduler", sweep.scheduler.name, self.catalog.scheduler)
-        domains: list[Domain] = []
-        for key, data in sweep.space.items():
-            try:
-                domain = parse(key, data)
-            except SpaceError as error:
-                self._problem(f"sweep.space.{key}", str(error))
-                continue
-            if sweep.search == "grid" and domain.kind != "choice":
-                self._problem(f"sweep.space.{key}", f"a grid takes choices only, not {domain.kind}")
-            if domain.when and understands is False:
-                self._problem(f"sweep.space.{key}", f"search '{sweep.search}' knows no conditions (when:); random and tpe do")
-            domains.append(domain)
-        if len(domains) == len(sweep.space):  # else a condition may name one that was refused
-            try:
-                in_order(domains)
-            except SpaceError as error:
-                self._problem("sweep.space", str(error))
-        _SpaceCheck(self, fields, tree, domains).check()
+        facts = self._facts
+        SpaceCheck(self.catalog, self._problem, fields, tree, facts.config if facts else None).check(sweep, understands)
 
     # tools ------------------------------------------------------------------------------------------------------------------
 
@@ -321,11 +206,11 @@ class _Reader:
         known = [f.name for f in dataclasses.fields(cls)]
         wrong = self._unknown(key, given, [*also, *known], f"option of {of}" if of else "option")
         try:
-            made: Any = _adapter(cls).validate_python({k: v for k, v in given.items() if k in known})
+            made: Any = adapter(cls).validate_python({k: v for k, v in given.items() if k in known})
         except ValidationError as error:
             self._pydantic(key, error)
             return None
-        plain = _jsonable(dataclasses.asdict(made))
+        plain = jsonable(dataclasses.asdict(made))
         wrong = self._converted(key, given, plain) or wrong
         return None if wrong else plain
 
@@ -341,7 +226,7 @@ class _Reader:
         return None if self._converted(key, mapping, made.model_dump()) else made
 
     def _converted(self, key: str, given: Any, made: Any) -> bool:
-        found = list(_conversions(key, given, made))
+        found = list(conversions(key, given, made))
         for path, message in found:
             self._problem(path, message)
         return bool(found)
@@ -359,149 +244,9 @@ class _Reader:
             elif item["type"] == "value_error":
                 self._problem(path, str(item["ctx"]["error"]))
             else:
-                self._problem(path, f"{_sentence(item['msg'])}, not {item['input']!r}")
-
-
-class _SpaceCheck:
-    """Whether every value that the space can give is one that its key takes."""
-
-    SECTIONS = ("model", "optimizer", "training")
-
-    def __init__(self, reader: _Reader, fields: Mapping[str, Any], tree: Mapping[str, Any], domains: list[Domain]) -> None:
-        self.reader, self.fields, self.tree, self.domains = reader, fields, tree, domains
-
-    def check(self) -> None:
-        for domain in self.domains:
-            self._check_when(domain)
-            section, _, option = domain.key.partition(".")
-            if domain.key in ("optimizer.name",):
-                for name in domain.args if domain.kind == "choice" else ():
-                    self.reader._look_up(f"sweep.space.{domain.key}", name, self.reader.catalog.optimizer)
-            elif section not in self.SECTIONS or not option:
-                self._say(domain, f"'{domain.key}' can't be searched; what can: keys of {', '.join(self.SECTIONS)}")
-            elif section == "optimizer":
-                for name in self._optimizers(domain):
-                    self._check_option(domain, option, self._optimizer_class(name), f"optimizer {name}")
-            elif section == "training":
-                self._check_training(domain, option)
-            elif self.reader._facts is not None:
-                self._check_option(domain, option, self.reader._facts.config, "the model")
-        self._fixed_options()
-
-    def _say(self, domain: Domain, message: str) -> None:
-        self.reader._problem(f"sweep.space.{domain.key}", message)
-
-    def _names(self) -> list[str]:
-        """The optimizers that a trial may have."""
-        for domain in self.domains:
-            if domain.key == "optimizer.name":
-                return [str(name) for name in domain.args] if domain.kind == "choice" else []
-        optimizer = self.fields.get("optimizer")
-        return [optimizer.name] if optimizer is not None else []
-
-    def _optimizers(self, domain: Domain) -> list[str]:
-        allowed = domain.when.get("optimizer.name")
-        return [name for name in self._names() if allowed is None or name in allowed]
-
-    def _optimizer_class(self, name: str) -> type | None:
-        try:
-            return self.reader.catalog.optimizer(name)
-        except names.UnknownName:
-            return None  # said already
-
-    def _check_when(self, domain: Domain) -> None:
-        """A condition on a value that its key never has would leave the domain out of every trial, silently."""
-        others = {other.key: other for other in self.domains}
-        for key, allowed in domain.when.items():
-            for value in allowed:
-                if key in others and not others[key].contains(value):
-                    choices = others[key].args if others[key].kind == "choice" else ()
-                    hint = f"; it takes: {', '.join(map(str, choices))}" if choices else ""
-                    self._say(domain, f"when: '{key}' is never {value!r}{hint}")
-
-    def _check_option(self, domain: Domain, option: str, cls: type | None, of: str) -> None:
-        if cls is None:
-            return
-        known = [f.name for f in dataclasses.fields(cls)]
-        if option not in known:
-            hint = "" if domain.when or len(self._names()) < 2 else "; search it only where it is one: when: {optimizer.name: [...]}"
-            self._say(domain, f"{names.unknown(f'option of {of}', option, known)}{hint if domain.key.startswith('optimizer.') else ''}")
-            return
-        for value in domain.examples():
-            try:
-                made = getattr(_adapter(cls).validate_python({option: value}), option)
-                says = [message for _, message in _conversions(option, value, made)]
-            except ValidationError as error:
-                says = [_sentence(e["msg"]) for e in error.errors() if e["loc"][:1] == (option,)]
-            if says:
-                self._say(domain, f"{value!r} is not allowed: {says[0]}")
-                return
-
-    def _check_training(self, domain: Domain, option: str) -> None:
-        if option in FIXED or option not in c.TrainingConfig.model_fields:
-            known = [name for name in c.TrainingConfig.model_fields if name not in FIXED]
-            self._say(domain, names.unknown("searchable key of training", option, known))
-            return
-        for value in domain.examples():
-            try:
-                made = getattr(c.TrainingConfig.model_validate({option: value}), option)
-                says = [message for _, message in _conversions(option, value, made)]
-            except ValidationError as error:
-                says = [_sentence(error.errors()[0]["msg"])]
-            if says:
-                self._say(domain, f"{value!r} is not allowed: {says[0]}")
-                return
-
-    def _fixed_options(self) -> None:
-        """Options that the file fixes must be options of every optimizer that is searched. A default fixes nothing."""
-        given, made = self.tree.get("optimizer"), self.fields.get("optimizer")
-        if not isinstance(given, Mapping) or made is None or not any(d.key == "optimizer.name" for d in self.domains):
-            return
-        defaults = _jsonable(dataclasses.asdict(self.reader.catalog.optimizer(made.name)()))
-        given = {k: v for k, v in given.items() if k in defaults and made.options[k] != defaults[k]}
-        for name in self._names():
-            cls = self._optimizer_class(name)
-            for option in given:
-                if cls is not None and option not in {f.name for f in dataclasses.fields(cls)}:
-                    self.reader._problem(
-                        f"optimizer.{option}",
-                        f"optimizer {name}, which sweep.space searches too, has no such option; "
-                        f"put it into the space with when: {{optimizer.name: [{made.name}]}}",
-                    )
+                self._problem(path, f"{sentence(item['msg'])}, not {item['input']!r}")
 
 
 def space_of(experiment: Experiment) -> Space:
     """The search space of an experiment that was read."""
     return in_order([parse(key, data) for key, data in experiment.sweep.space.items()])
-
-
-def _conversions(key: str, given: Any, made: Any) -> Iterator[tuple[str, str]]:
-    """Where pydantic took a word or a switch for a number, or the other way round, or an infinity: (key, sentence)."""
-    if isinstance(given, Mapping) and isinstance(made, Mapping):
-        for name in given.keys() & made.keys():
-            yield from _conversions(f"{key}.{name}", given[name], made[name])
-    elif isinstance(given, list | tuple) and isinstance(made, list | tuple):
-        for place, (one, other) in enumerate(zip(given, made, strict=False)):
-            yield from _conversions(f"{key}.{place}", one, other)
-    elif isinstance(made, bool) and not isinstance(given, bool):
-        yield key, f"it must be true or false, not {given!r}"
-    elif isinstance(made, int | float) and isinstance(given, str | bool) and not isinstance(made, bool):
-        yield key, f"it must be a number, not {given!r}"
-    elif isinstance(made, float) and not math.isfinite(made):
-        yield key, f"it must be a finite number, not {made}"
-
-
-@functools.cache
-def _adapter(cls: type) -> TypeAdapter[Any]:
-    """Making one costs more than validating with it, and every trial is validated."""
-    return TypeAdapter(cls)
-
-
-def _sentence(message: str) -> str:
-    return message.replace("Input should be", "it must be")
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _jsonable(v) for k, v in value.items()}
-    return [_jsonable(v) for v in value] if isinstance(value, list | tuple) else value

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from models.family import Family
-from orchestrator.training import optim
+from orchestrator.training import optim, row_wise
 from orchestrator.training.evaluation import Evaluation, autocast
+from orchestrator.training.transfer import freeze
 from pipelines.batches import Batch, Part, Shuffled, Step
 from pipelines.encode import Encoder
 
@@ -43,6 +44,7 @@ class Settings:
     rank: int = 0
     world_size: int = 1
     device: str = "cpu"
+    freeze: tuple[str, ...] = ()
 
 
 class Training:
@@ -56,12 +58,16 @@ class Training:
         validation: Part,
         optimizer: tuple[Any, Any],
         settings: Settings,
+        augment: Callable[[Batch], Batch] | None = None,
     ) -> None:
         self.settings, self.encoder, self.train, self.validation = settings, encoder, train, validation
+        self.augment = augment
+        self.frozen = freeze(family, settings.freeze)
         self.device = torch.device(settings.device)
         self.family = family.to(self.device)
         if family.channels_last:
             self.family = self.family.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.tables = row_wise.tables_of(family)
         self.net = self._distribute()
         kind, config = optimizer
         self.optimizer = optim.build(kind, config, family)
@@ -83,6 +89,8 @@ class Training:
         began = time.perf_counter()
         self.epoch += 1
         self.family.train()
+        for module in self.frozen:
+            module.eval()
         loss, rows = torch.zeros((), device=self.device), 0
         for step in self.train.epoch(self.epoch):
             loss += self._step(step)
@@ -123,7 +131,9 @@ class Training:
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _backward(self, piece: Batch, scale: float) -> Tensor:
-        batch = self.encoder.tensors(piece)
+        batch: Batch = self.encoder.tensors(piece)
+        if self.augment is not None:
+            batch = self.augment(batch)
         with autocast(self.settings.precision, self.device):
             outputs = self.net(batch)
         rows = self.family.loss(outputs, batch)
@@ -132,10 +142,12 @@ class Training:
         return rows.detach().sum()
 
     def _update(self) -> None:
+        if self.tables and self.settings.world_size > 1:
+            row_wise.exchange(self.tables, self.settings.world_size)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.family.parameters(), self.settings.clip_norm)
+            row_wise.clip_norm(list(self.family.parameters()), self.settings.clip_norm)
         if self.scaler is None:
             self.optimizer.step()
         else:
@@ -146,6 +158,10 @@ class Training:
     def _distribute(self) -> nn.Module:
         if self.settings.world_size == 1:
             return self.family
+        ignored = row_wise.names_of(self.family)  # see `row_wise.exchange`
+        if all(name in ignored for name, parameter in self.family.named_parameters() if parameter.requires_grad):
+            return self.family
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.family, ignored)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(
             self.family,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,

@@ -1,4 +1,7 @@
-"""Optimizers and learning-rate schedules by name. An optimizer is a class with a Config and `build`, and one line in OPTIMIZERS."""
+"""Optimizers and learning-rate schedules by name. An optimizer is a class with a Config and `build`, and one line in OPTIMIZERS.
+
+One that also has `rows` (a rule of row_wise) can train embeddings with sparse gradients: see `build` below.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import nn
+
+from orchestrator.training import row_wise
 
 OPTIMIZERS = {
     "sgd": "orchestrator.training.optim:SGD",
@@ -46,6 +51,10 @@ class SGD:
         nesterov = config.nesterov and config.momentum > 0
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
 
+    @staticmethod
+    def rows(config: Config) -> row_wise.Rule:
+        return row_wise.SGD(config.momentum, config.nesterov and config.momentum > 0)
+
 
 class Adam:
     """https://arxiv.org/abs/1412.6980 (weight decay, if any, is added to the gradient)."""
@@ -57,6 +66,10 @@ class Adam:
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
         return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
+
+    @staticmethod
+    def rows(config: Config) -> row_wise.Rule:
+        return row_wise.Adam(config.betas)
 
 
 class AdamW:
@@ -71,6 +84,10 @@ class AdamW:
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
+    @staticmethod
+    def rows(config: Config) -> row_wise.Rule:
+        return row_wise.Adam(config.betas, decoupled=True)
+
 
 class RMSprop:
     """Hinton's; torch has no fused form of it."""
@@ -84,16 +101,36 @@ class RMSprop:
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
         return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum, alpha=config.alpha, foreach=True)
 
+    @staticmethod
+    def rows(config: Config) -> row_wise.Rule:
+        return row_wise.RMSprop(config.alpha, config.momentum)
+
 
 def build(optimizer: Any, config: Any, module: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of a module's parameters, weight decay on those of two dimensions and more."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+    """The optimizer of a module's parameters, weight decay on those of two dimensions and more.
+
+    Embeddings with `sparse=True` are updated by row (see row_wise), beside the others, in the same object. Raises ValueError if the
+    optimizer has no rule for rows.
+    """
+    tables = row_wise.tables_of(module)
+    trained = [p for p in module.parameters() if p.requires_grad and all(p is not table for table in tables)]
     groups: Groups = [{"params": trained, "weight_decay": 0.0}]  # one group where one will do: each costs a call a step
     if config.weight_decay:
         matrices, others = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    made: torch.optim.Optimizer = optimizer.build([g for g in groups if g["params"]], config)
-    return made
+    groups = [g for g in groups if g["params"]]
+    parts: list[torch.optim.Optimizer] = [optimizer.build(groups, config)] if groups or not tables else []
+    if tables:
+        parts.append(row_wise.RowWise([{"params": tables, "weight_decay": config.weight_decay}], _rule(optimizer, config), config.lr))
+    return parts[0] if len(parts) == 1 else row_wise.Together(parts)
+
+
+def _rule(optimizer: Any, config: Any) -> row_wise.Rule:
+    if not hasattr(optimizer, "rows"):
+        known = ", ".join(OPTIMIZERS)
+        raise ValueError(f"optimizer {optimizer.__name__} has no rule for rows of large tables: take {known}, or set model.sparse: never")
+    rule: row_wise.Rule = optimizer.rows(config)
+    return rule
 
 
 def _constant(done: float, warmup: float) -> float:

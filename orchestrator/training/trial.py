@@ -23,11 +23,13 @@ from models.family import Family
 from orchestrator import names
 from orchestrator.events import EpochEnded, RunEnded, better
 from orchestrator.experiment.config import Experiment
-from orchestrator.training import checkpoint, seeds
+from orchestrator.training import checkpoint, seeds, transfer
+from orchestrator.training.augment import augmenting
 from orchestrator.training.loop import Diverged, Settings, Training
 from orchestrator.training.memory import keep_freed_memory
 from orchestrator.training.optim import OPTIMIZERS
-from pipelines import batches
+from orchestrator.training.transfer import Origin
+from pipelines import batches, stream
 from pipelines.prepare import Prepared
 from pipelines.schema import Schema
 
@@ -36,7 +38,10 @@ CHECKPOINT_EVERY_S = 5.0  # between whole states; the best weights are kept in m
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to run, as plain data. `folder`: below which a user's own modules lie; `checkpoints`: the URI of this run's own."""
+    """A trial to run, as plain data. `folder`: below which a user's own modules lie; `checkpoints`: the URI of this run's own.
+
+    `origin`: weights to start from, unless there is a checkpoint to go on from.
+    """
 
     trial: int | None
     experiment: Experiment
@@ -47,6 +52,8 @@ class Job:
     threads: int
     epochs: int
     resume: bool = False
+    streamed: bool = False  # rows are read from disk while it trains
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -114,9 +121,12 @@ class _Trial:
         torch.set_num_threads(job.threads)
         keep_freed_memory()
         seeds.set_all(job.experiment.training.seed)
-        self.prepared, train, validation = _data(job.data, place.device)
+        self.prepared, train, validation = _data(job.data, place.device, job.streamed)
         family = build_family(job.experiment, self.prepared.schema, job.folder)
         family.bind(self.prepared.tables())
+        before = checkpoint.load(job.checkpoints) if job.resume else None
+        if job.origin is not None and before is None:
+            transfer.load(family, job.origin)
         self.training = self._training(family, train, validation)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
@@ -124,19 +134,21 @@ class _Trial:
         self.writer = checkpoint.Writer(job.checkpoints)
         self.saved_at = time.monotonic()
         seeds.set_all(job.experiment.training.seed + 7919 * place.rank)  # dropout differs between ranks, initial weights don't
-        if job.resume:
-            self._resume()
+        if before is not None:
+            self._resume(before)
 
     def _training(self, family: Family, train: Any, validation: Any) -> Training:
         t, place = self.experiment.training, self.place
         kind = names.load(self.experiment.optimizer.name, OPTIMIZERS, "optimizer", Path(self.job.folder))
         settings = Settings(
             self.job.epochs, t.batch_size, t.seed, self.job.precision, t.max_steps, t.clip_norm, t.accumulate,
-            place.rank, place.world_size, place.device,
+            place.rank, place.world_size, place.device, self.experiment.model.freeze,
         )  # fmt: skip
-        shuffled = batches.Batches(train, t.batch_size, t.seed, place.rank, place.world_size, t.accumulate)
+        cut = stream.StreamedBatches if self.job.streamed else batches.Batches
+        shuffled = cut(train, t.batch_size, t.seed, place.rank, place.world_size, t.accumulate)
         optimizer = (kind, options(kind.Config, self.experiment.optimizer.options))
-        return Training(family, self.prepared.encoder, shuffled, validation, optimizer, settings)
+        augment = augmenting(t.augment, self.prepared.schema)
+        return Training(family, self.prepared.encoder, shuffled, validation, optimizer, settings, augment)
 
     def epoch(self) -> EpochEnded:
         """One epoch; the best weights so far are kept with the score that they earned."""
@@ -162,10 +174,7 @@ class _Trial:
         own = {"history": self.history, "best": self.best, "weights": self.best_weights}
         return {"training": self.training.state_dict(), "rngs": rngs, **own}
 
-    def _resume(self) -> None:
-        state = checkpoint.load(self.job.checkpoints)
-        if state is None:
-            return
+    def _resume(self, state: dict[str, Any]) -> None:
         self.training.load_state_dict(state["training"])
         self.history, self.best, self.best_weights = state["history"], state["best"], state["weights"]
         self._last_rngs = state["rngs"]
@@ -196,17 +205,21 @@ def best_weights(uri: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | N
     return None if state is None else (state["best"], state["weights"])
 
 
-_DATA: dict[tuple[str, str], tuple[Prepared, Any, Any]] = {}
+_DATA: dict[tuple[str, str, bool], tuple[Prepared, Any, Any]] = {}
 
 
-def _data(folder: str, device: str) -> tuple[Prepared, Any, Any]:
-    """A prepared data set and its training and validation rows on the device; the last one is kept for the trials to come."""
-    if (folder, device) not in _DATA:
+def _data(folder: str, device: str, streamed: bool) -> tuple[Prepared, Any, Any]:
+    """A prepared data set and its training and validation rows, on the device or streamed to it; the last is kept for the next trials."""
+    key = (folder, device, streamed)
+    if key not in _DATA:
         _DATA.clear()
-        prepared = Prepared.open(Path(folder))
-        train, validation = (batches.load(prepared, part).to(device) for part in ("train", "validation"))
-        _DATA[folder, device] = (prepared, train, validation)
-    return _DATA[folder, device]
+        prepared, parts = Prepared.open(Path(folder)), ("train", "validation")
+        if streamed:
+            made: list[Any] = [stream.Streamed.of(prepared, part, device=device) for part in parts]
+        else:
+            made = [batches.load(prepared, part).to(device) for part in parts]
+        _DATA[key] = (prepared, made[0], made[1])
+    return _DATA[key]
 
 
 def _nodes(place: Place) -> tuple[str, ...]:

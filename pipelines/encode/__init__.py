@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from ..ragged import sizes_of
+from ..ragged import Ragged, sizes_of
 from ..schema import Column, DataError, Schema
 from .column import Array, ColumnEncoder, Errors, refuse
 
@@ -24,10 +24,20 @@ FORMAT = 2
 
 KINDS = {
     "image": ".images:ImageEncoder",
+    "mask": ".masks:MaskEncoder",
     "number": ".numbers:NumberEncoder",
     "class": ".classes:ClassEncoder",
+    "sequence": ".sequences:SequenceEncoder",
+    "symbols": ".symbols:SymbolsEncoder",
+    "text": ".text:TextEncoder",
+    "audio": ".audio:AudioEncoder",
+    "id": ".ids:IdEncoder",
+    "ranking": ".ids:RankingEncoder",
+    "words": ".features:WordsEncoder",
+    "measure": ".features:MeasureEncoder",
 }
-CHECKED_ROWS = 8192  # at once, while data are checked
+CHECKED_ROWS, CHECKED_BYTES = 8192, 4 << 20  # at once, while data are checked
+HISTORY = "history"  # a request's list of items that a user likes
 
 
 def encoder_class(kind: str) -> type[ColumnEncoder]:
@@ -61,20 +71,40 @@ class Encoder:
         for name in names:
             if name not in table.column_names:
                 raise DataError(f"no column '{name}'; the input has: {', '.join(table.column_names)}", "input")
+            if name == HISTORY and name not in self.columns:
+                arrays[name] = self.columns[self.input_names[1]].lists(table[name])
+                continue
             arrays[name], bad = self.columns[name].array(table[name], folder)
             errors.update({row: f"{name}: {says}" for row, says in bad.items() if row not in errors})
         return arrays, errors
 
-    def check(self, table: pa.Table, part: str, rows: np.ndarray) -> None:
-        """Raise DataError for the first row of a part that doesn't fit. `rows`: their numbers in the raw data, for the message."""
+    def check(self, table: pa.Table, part: str, rows: np.ndarray) -> np.ndarray | None:
+        """Raise DataError for the first row of a part that doesn't fit. `rows`: their numbers in the raw data, for the message.
+
+        The cells of each row in the column that has most ([N] int32), where there are columns of rows that differ in size.
+        """
+        step = min(CHECKED_ROWS, max(1, CHECKED_BYTES * table.num_rows // max(1, table.nbytes)))
+        ragged: list[np.ndarray] = []
         for name in self.names:
-            for start in range(0, table.num_rows, CHECKED_ROWS):
-                _, errors = self.columns[name].array(table[name].slice(start, CHECKED_ROWS))
+            cells = []
+            for start in range(0, table.num_rows, step):
+                array, errors = self.columns[name].array(table[name].slice(start, step))
                 refuse({int(rows[start + row]): says for row, says in errors.items()}, name, f"the data ({part} part)")
+                if isinstance(array, Ragged):
+                    cells.append(array.cells.numpy().astype(np.int32))
+            if cells:
+                ragged.append(np.concatenate(cells))
+        return max(ragged, key=lambda found: int(found.sum(dtype=np.int64)), default=None)
 
     @property
     def input_names(self) -> list[str]:
         return [column.name for column in self.schema.inputs]
+
+    def optional(self, table: pa.Table) -> list[str]:
+        """Columns that a network of users and items takes where a request has them: their features, and a user's `history`."""
+        features = [column.name for columns in self.schema.features.values() for column in columns]
+        pairs = [column.kind for column in self.schema.inputs] == ["id", "id"]
+        return [name for name in (*features, *([HISTORY] if pairs else [])) if name in table.column_names]
 
     @property
     def requires(self) -> set[str]:
@@ -102,7 +132,8 @@ class Encoder:
     def from_plain(cls, schema: Schema, data: Mapping[str, Any]) -> Encoder:
         """From what `to_plain` gave; unknown fields are ignored."""
         stored = data["columns"]
-        columns = {c.name: encoder_class(c.kind).from_plain(c, stored.get(c.name, {})) for c in (*schema.inputs, schema.target)}
+        features = [column for columns in schema.features.values() for column in columns]
+        columns = {c.name: encoder_class(c.kind).from_plain(c, stored.get(c.name, {})) for c in (*schema.inputs, schema.target, *features)}
         if schema.classes:
             columns[schema.target.name] = replace(columns[schema.target.name], classes=schema.classes, counts=schema.counts)  # type: ignore[type-var]
         return cls(schema, columns)

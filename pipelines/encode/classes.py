@@ -36,6 +36,10 @@ class ClassEncoder:
         errors = {int(row): f"'{raw[int(row)].as_py()}' is none of the classes" for row in np.flatnonzero(found < 0)}
         return np.maximum(found, 0), errors
 
+    def count(self, raw: pa.ChunkedArray) -> list[int]:
+        """Rows of each class."""
+        return [int(n) for n in np.bincount(self.array(raw)[0], minlength=len(self.classes))]
+
     def tensor(self, batch: Tensor, sizes: Tensor | None = None) -> Tensor:
         return batch
 

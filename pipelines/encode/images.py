@@ -1,9 +1,12 @@
-"""Images in any of their forms -> arrays of one shape, and from there to normalised tensors."""
+"""Images in any of their forms -> arrays, of one shape or of sizes that differ, and from there to normalised tensors."""
 
 from __future__ import annotations
 
+import base64
 import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,15 +17,20 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from ..ragged import Ragged
 from ..schema import Column, DataError
 from .arrow import dense, is_bytes
 from .column import Errors
-from .pictures import decode_picture, image_text, is_picture
+from .moments import moments, some_rows
+from .pictures import decode_picture, encode_png, image_text, is_picture
 
 
 @dataclass
 class ImageEncoder:
-    """Images [C, H, W]: raw bytes, pictures, or lists of numbers, also as text; normalised to mean 0 and deviation 1 per channel."""
+    """Images [C, H, W]: raw bytes, pictures, or lists of numbers, also as text; normalised to mean 0 and deviation 1 per channel.
+
+    A column of shape (C, 0, 0) takes pictures and nested lists of any size.
+    """
 
     column: Column
     mean: tuple[float, ...]
@@ -35,25 +43,36 @@ class ImageEncoder:
     @classmethod
     def fit(cls, column: Column, raw: pa.ChunkedArray) -> ImageEncoder:
         """From the training rows."""
-        values, _ = image_array(raw, column)
-        moments = [_moments(values[..., channel]) for channel in range(values.shape[-1])]
-        return cls(column, tuple(mean for mean, _ in moments), tuple(std for _, std in moments))
+        sized = any_size(column)
+        mean, std = moments(
+            lambda: (sized_array(rows, column)[0].values.numpy() if sized else image_array(rows, column)[0] for rows in some_rows(raw))
+        )
+        return cls(column, tuple(mean.tolist()), tuple(std.tolist()))
 
-    def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[np.ndarray, Errors]:
-        """[N, H, W, C] in the column's dtype, or float32 where the input is lists or text."""
-        return image_array(raw, self.column, folder)
+    def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[np.ndarray | Ragged, Errors]:
+        """[N, H, W, C] in the column's dtype, or float32 where the input is lists or text; ragged where any size is taken."""
+        return sized_array(raw, self.column, folder) if any_size(self.column) else image_array(raw, self.column, folder)
 
     def tensor(self, batch: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """[B, H, W, C] of any dtype -> [B, C, H, W] float32, normalised, in channels_last memory."""
+        """[B, H, W, C] of any dtype -> [B, C, H, W] float32, normalised, in channels_last memory; zero beyond a row's size."""
         if batch.device not in self._constants:
             std = torch.tensor(self.std, device=batch.device)
             self._constants[batch.device] = (1 / std, -torch.tensor(self.mean, device=batch.device) / std)
         scale, shift = self._constants[batch.device]
-        return torch.addcmul(shift, batch.float(), scale).permute(0, 3, 1, 2)
+        normal = torch.addcmul(shift, batch.float(), scale)
+        if sizes is not None:
+            rows, columns = (torch.arange(side, device=batch.device) for side in batch.shape[1:3])
+            inside = (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None, :]
+            normal = normal * inside[..., None]
+        return normal.permute(0, 3, 1, 2)
 
     def example(self, raw: pa.ChunkedArray) -> pa.Array:
-        """As flat lists of numbers."""
-        return pa.array([row.reshape(-1).astype(float).tolist() for row in self.array(raw)[0]])
+        """As flat lists of numbers; as PNG in base64 where sizes differ."""
+        if any_size(self.column):
+            rows, _ = sized_array(raw, self.column)
+            images = [rows.take(torch.tensor([row]))[0][0].numpy().astype(np.uint8) for row in range(len(rows))]
+            return pa.array([base64.b64encode(encode_png(image.squeeze(2) if image.shape[2] == 1 else image)).decode() for image in images])
+        return pa.array([row.reshape(-1).astype(float).tolist() for row in image_array(raw, self.column)[0]])
 
     def to_plain(self) -> dict[str, Any]:
         return {"mean": list(self.mean), "std": list(self.std)}
@@ -63,19 +82,55 @@ class ImageEncoder:
         return cls(column, tuple(data["mean"]), tuple(data["std"]))
 
 
-def _moments(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation; 1 for the deviation of a constant. By blocks of about 8 MB; exact for uint8, by counting."""
-    rows = max(1, (1 << 20) // max(1, values[:1].size))
-    blocks = [values[start : start + rows] for start in range(0, len(values), rows)]
-    if values.dtype == np.uint8:
-        counts = np.sum([np.bincount(block.ravel(), minlength=256) for block in blocks], axis=0)
-        levels = np.arange(256)
-        mean = float(counts @ levels / counts.sum())
-        variance = float(counts @ (levels - mean) ** 2 / counts.sum())
-    else:
-        mean = sum(float(block.sum(dtype=np.float64)) for block in blocks) / values.size
-        variance = sum(float(((block.astype(np.float64) - mean) ** 2).sum()) for block in blocks) / values.size
-    return mean, variance**0.5 if variance > 1e-12 else 1.0
+def any_size(column: Column) -> bool:
+    """Whether the rows of an image column may differ in size."""
+    return len(column.shape) == 3 and column.shape[1:] == (0, 0)
+
+
+def sized_array(raw: pa.ChunkedArray, column: Column, folder: Path | None = None) -> tuple[Ragged, Errors]:
+    """Pictures and nested lists, each of its own size, as rows [H, W, C]: uint8 where all are pictures, else float32.
+
+    A row that doesn't fit is one black pixel, and Errors says why.
+    """
+    channels, errors = column.shape[0], Errors()
+    if pa.types.is_struct(raw.type) and raw.type.get_field_index("bytes") >= 0:
+        raw = pc.struct_field(raw, "bytes")
+
+    def decoded(row: int) -> np.ndarray:
+        try:
+            return sized_row(raw[row].as_py(), column, folder)
+        except DataError as error:
+            errors[row] = str(error)
+            return np.zeros((1, 1, channels), np.uint8)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # decoding leaves the interpreter free
+        rows = list(pool.map(decoded, range(len(raw))))
+    dtype = np.uint8 if all(row.dtype == np.uint8 for row in rows) else np.float32
+    return Ragged.from_rows(rows, 2, np.zeros((0, channels), dtype)), errors
+
+
+def sized_row(value: Any, column: Column, folder: Path | None = None) -> np.ndarray:
+    """One image as [H, W, C], whatever its size; raises DataError where it doesn't fit."""
+    channels = column.shape[0]
+    if value is None:
+        raise DataError("it is missing")
+    if isinstance(value, str):
+        value = image_text(value, folder)
+    if isinstance(value, bytes):
+        if not is_picture(value):
+            raise DataError(f"{len(value)} bytes, neither PNG nor JPEG; raw values don't tell an image's height and width")
+        return decode_picture(value, channels, None)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.asarray(value, np.float32)
+    except (ValueError, TypeError):
+        raise DataError("neither an image nor a list of numbers of one shape") from None
+    array = array[..., None] if array.ndim == 2 and channels == 1 else array
+    if array.ndim != 3 or array.shape[2] != channels or array.size == 0:
+        raise DataError(f"a list of shape {list(array.shape)}; an image of any size is a list of rows of pixels: [H, W, {channels}]")
+    if says := _misfit(array, column):
+        raise DataError(says)
+    return array
 
 
 def image_array(raw: pa.ChunkedArray, column: Column, folder: Path | None = None) -> tuple[np.ndarray, Errors]:

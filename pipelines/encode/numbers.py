@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..schema import Column
 from .column import Errors
+from .moments import moments, some_rows
 
 
 @dataclass
@@ -26,9 +27,8 @@ class NumberEncoder:
 
     @classmethod
     def fit(cls, column: Column, raw: pa.ChunkedArray) -> NumberEncoder:
-        values, _ = cls(column).array(raw)
-        std = float(values.std()) if len(values) else 0.0
-        return cls(replace(column, mean=float(values.mean()) if len(values) else 0.0, std=std if std > 1e-12 else 1.0))
+        (mean,), (std,) = moments(lambda: (cls(column).array(rows)[0][:, None] for rows in some_rows(raw)))
+        return cls(replace(column, mean=float(mean), std=float(std)))
 
     def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[np.ndarray, Errors]:
         """[N] float64; 0 where a value is missing or no finite number."""

@@ -86,5 +86,43 @@ def decode_picture(data: bytes, channels: int, resize: tuple[int, int] | None, e
     return np.asarray(picture, np.uint8).reshape(picture.size[1], picture.size[0], channels)
 
 
+def decode_mask(data: bytes, shape: tuple[int, int] | None, resize: bool = False) -> np.ndarray:
+    """A mask [H, W] uint8 from a lossless picture: a palette's indices, or grey values (black and white are 0 and 255).
+
+    `shape`: that it must have, or is brought to, pixel by nearest pixel. Raises DataError: a JPEG, colours, values above 255.
+    """
+    from PIL import Image
+
+    with open_picture(data) as picture:
+        if picture.format == "JPEG":
+            raise DataError("a JPEG, which blurs the values of a mask; save masks as PNG")
+        try:
+            values = np.asarray(picture.convert("L") if picture.mode in ("1", "LA") else picture)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"no readable image ({_says(error)})") from None
+    if values.ndim == 3:
+        if (values[..., :3] != values[..., :1]).any():
+            raise DataError("a mask of colours; it must hold one number for each pixel: a grey or palette PNG of the classes' indices")
+        values = values[..., 0]
+    if values.min() < 0 or values.max() > 255:
+        raise DataError(f"the mask holds {values.max() if values.max() > 255 else values.min()}; values must lie between 0 and 255")
+    values = values.astype(np.uint8, copy=False)
+    if shape is None or values.shape == shape:
+        return values
+    if not resize:
+        raise DataError(f"a mask of {values.shape[0]}x{values.shape[1]}; it must be {shape[0]}x{shape[1]} (or set data.size: [H, W])")
+    resized = Image.fromarray(values).resize((shape[1], shape[0]), Image.Resampling.NEAREST)
+    return np.asarray(resized, np.uint8)
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """[H, W] or [H, W, 3] uint8 -> a PNG."""
+    from PIL import Image
+
+    sink = io.BytesIO()
+    Image.fromarray(pixels).save(sink, "PNG")
+    return sink.getvalue()
+
+
 def _says(error: BaseException) -> str:
     return "cannot identify image file" if "identify" in str(error) else str(error)  # without the address of a BytesIO

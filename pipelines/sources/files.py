@@ -11,11 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from .. import spill
 from ..encode.arrow import is_bytes, is_text
 from ..schema import DataError
 from ..splits import part_name
 
 SUFFIXES = (".parquet", ".csv", ".tsv")
+CHUNK_ROWS, CHUNK_BYTES = 65536, 8 << 20  # of a large file at once
 
 
 def parts_of(path: Path) -> dict[str, Path]:
@@ -45,7 +47,10 @@ def read(path: Path, text_only: bool = False) -> pa.Table:
     if path.stat().st_size == 0:
         raise DataError(f"'{path}' is empty; get the file again", "data.path")
     try:
-        table = _read_parquet(path, text_only) if path.suffix.lower() == ".parquet" else _read_text(path)
+        if spill.at_hand() and _is_large(path, text_only) and (path.suffix.lower() == ".parquet" or _streams(path)):
+            table = spill.spilled(_some_at_a_time(path, CHUNK_ROWS, text_only))
+        else:
+            table = _read_parquet(path, text_only) if path.suffix.lower() == ".parquet" else _read_text(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None
     _refuse_twice(path, table.column_names)
@@ -56,16 +61,40 @@ def read(path: Path, text_only: bool = False) -> pa.Table:
 
 def chunks(path: Path, rows: int) -> Iterator[pa.Table]:
     """The rows of a file, some at a time, as `read` reads them all. Raises DataError, before the first chunk if it is a CSV."""
-    tables: Iterator[pa.Table]
-    if path.suffix.lower() in (".csv", ".tsv") and path.stat().st_size and _streams(path):
-        tables = (_empty_as_missing(pa.Table.from_batches([batch])) for batch in pa.csv.open_csv(path, parse_options=_parsing(path)))
-    elif path.suffix.lower() == ".parquet" and path.stat().st_size:
-        tables = _parquet_chunks(path, rows)
+    if path.suffix.lower() in SUFFIXES and path.stat().st_size and (path.suffix.lower() == ".parquet" or _streams(path)):
+        yield from _some_at_a_time(path, rows)
     else:
-        tables = (pa.Table.from_batches([batch]) for batch in read(path).to_batches(max_chunksize=rows))
+        yield from (pa.Table.from_batches([batch]) for batch in read(path).to_batches(max_chunksize=rows))
+
+
+def _some_at_a_time(path: Path, rows: int, text_only: bool = False) -> Iterator[pa.Table]:
+    """A Parquet file, at most so many rows (and bytes, about) at a time, or a text file that `_streams`."""
+    tables: Iterator[pa.Table]
+    if path.suffix.lower() == ".parquet":
+        tables = _parquet_chunks(path, rows, text_only)
+    else:
+        tables = (_empty_as_missing(pa.Table.from_batches([batch])) for batch in pa.csv.open_csv(path, parse_options=_parsing(path)))
     for table in tables:
         _refuse_twice(path, table.column_names)
         yield pa.table({name: _decoded(table[name]) for name in table.column_names})
+
+
+def _is_large(path: Path, text_only: bool) -> bool:
+    """Whether the table, or its text columns, would take much memory."""
+    if path.suffix.lower() != ".parquet":
+        return path.stat().st_size > spill.SPILL_BYTES
+    with pq.ParquetFile(path) as file:
+        text = any(_may_hold_text(field) for field in file.schema_arrow)
+        return (text or not text_only) and _size_bytes(file) > spill.SPILL_BYTES
+
+
+def _size_bytes(file: pq.ParquetFile) -> int:
+    """Without compression."""
+    return sum(int(file.metadata.row_group(group).total_byte_size) for group in range(file.metadata.num_row_groups))
+
+
+def _may_hold_text(field: pa.Field) -> bool:
+    return is_text(field.type) or bool(pa.types.is_dictionary(field.type))
 
 
 def _streams(path: Path) -> bool:
@@ -81,11 +110,14 @@ def _streams(path: Path) -> bool:
     return True
 
 
-def _parquet_chunks(path: Path, rows: int) -> Iterator[pa.Table]:
+def _parquet_chunks(path: Path, rows: int, text_only: bool) -> Iterator[pa.Table]:
+    """By pages, so that a file of a single large row group isn't held either."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             _refuse_twice(path, file.schema_arrow.names)
-            for batch in file.iter_batches(rows):
+            columns = [field.name for field in file.schema_arrow if not text_only or _may_hold_text(field)]
+            few = max(1, CHUNK_BYTES * file.metadata.num_rows // max(1, _size_bytes(file)))
+            for batch in file.iter_batches(min(rows, few), columns=columns, use_threads=False):
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(path, error) from None
@@ -106,8 +138,7 @@ def _refuse_twice(path: Path, columns: list[str]) -> None:
 def _read_parquet(path: Path, text_only: bool) -> pa.Table:
     with pq.ParquetFile(path) as file:
         fields = file.schema_arrow
-        text = [field.name for field in fields if is_text(field.type) or pa.types.is_dictionary(field.type)]
-        return file.read(text if text_only else None)
+        return file.read([field.name for field in fields if _may_hold_text(field)] if text_only else None)
 
 
 def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:

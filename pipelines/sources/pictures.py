@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import numpy as np
 from annotated_types import Gt
 
+from .. import spill
 from ..encode.pictures import decode_picture, picture_shape
 from ..schema import Column, DataError
 
@@ -22,7 +23,7 @@ Picture = tuple[str, Callable[[], bytes]]  # what to call it in an error, and ho
 def decode(name: str, pictures: Sequence[Picture], size: Size | None, grey: bool) -> tuple[Column, np.ndarray]:
     """The column and [N, H, W, C] uint8: C is 1 if asked or if all are grey, else 3. Raises DataError naming the picture.
 
-    Only the result is held in memory, never the files.
+    Only the result is held in memory, never the files; where it is large, it lies in a file, too (see spill).
     """
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # reading and decoding leave the interpreter free
         if size is None or not grey:
@@ -30,7 +31,7 @@ def decode(name: str, pictures: Sequence[Picture], size: Size | None, grey: bool
             grey = grey or all(shape[2] == 1 for shape in shapes)
         height, width = size or _one_size(pictures, shapes)
         channels = 1 if grey else 3
-        images = np.empty((len(pictures), height, width, channels), np.uint8)
+        images = spill.empty((len(pictures), height, width, channels), np.uint8)
 
         def fill(row: int) -> None:
             images[row] = _named(pictures[row], lambda data: decode_picture(data, channels, size, (height, width)))

@@ -14,13 +14,14 @@ import pytest
 
 import orchestrator
 from orchestrator.deployment.registry import Registry, compare, gate
-from orchestrator.errors import Failed, GateFailed, Refused
+from orchestrator.errors import Failed, GateFailed, Note, Refused
 from orchestrator.experiment.config import Bound
 from orchestrator.records import tracking
 from orchestrator.results import Promoted, Trained
 from tests.deployment.conftest import Train
 
 EASY = "registry.require={}"
+pytestmark = pytest.mark.filterwarnings("ignore:.* is not better than the baseline")  # a tiny network, trained for a moment
 
 
 @pytest.mark.parametrize(
@@ -251,3 +252,37 @@ def test_what_is_not_there_is_named(life: dict[str, Any]) -> None:
         orchestrator.predict("models:/life/9", "in.csv", "out.csv")
     with pytest.raises(Refused, match="is no model: give models:/NAME@alias"):
         orchestrator.predict("life", "in.csv", "out.csv")
+
+
+def test_a_champion_that_does_not_beat_its_baseline_by_more_than_noise_is_promoted_with_a_warning(train: Train, folder: Path) -> None:
+    train("name=guesses", "optimizer.lr=1e-9", "training.epochs=1")
+    with pytest.warns(
+        Note, match=r"test_accuracy 0\.\d+ is not better than the baseline \(majority class: 0\.1\d+\) by more than its noise"
+    ):
+        done = orchestrator.promote("guesses", [EASY])
+    assert done.decision == "promoted"
+
+
+def test_the_leaderboard_and_every_run_carry_the_baseline(train: Train, folder: Path, client: Any) -> None:
+    done = train("name=beside", "training.epochs=1")
+    board = orchestrator.runs("beside")
+    assert board.baseline["name"] == "majority class"
+    assert board.baseline["metrics"]["val_accuracy"] == pytest.approx(0.1, abs=0.02)
+    assert [row["trial"] for row in board.rows()] == ["train", "baseline: majority class"]
+    tags = client.get_run(done.run_id).data.tags
+    assert json.loads(tags["orchestrator.baseline"]) == board.baseline
+    assert json.loads(tags["orchestrator.baseline.test"]) == done.baseline
+    assert json.loads(tags["orchestrator.margin"]) == list(done.margin or ())
+
+
+def test_the_pictures_of_the_test_are_artifacts_of_the_run(train: Train, folder: Path, client: Any) -> None:
+    done = train("name=pictures", "training.epochs=1")
+    names = {Path(item.path).name for item in client.list_artifacts(done.run_id, "test")}
+    assert {
+        "confusion_matrix.png",
+        "confusion_matrix.json",
+        "per_class.json",
+        "calibration.png",
+        "roc.png",
+        "precision_recall.png",
+    } <= names

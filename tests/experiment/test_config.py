@@ -9,8 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from orchestrator.catalog import catalog
-from orchestrator.experiment.config import ScalingConfig, flatten
-from orchestrator.experiment.read import parse_file, resolve
+from orchestrator.experiment.config import ScalingConfig, flatten, parameters
+from orchestrator.experiment.file import parse_file
+from orchestrator.experiment.read import resolve
 from orchestrator.records.tracking import to_yaml
 from tests.conftest import MakeExperiment
 
@@ -21,6 +22,8 @@ EVERYTHING = (
     "scaling={workers: 2, cpus_per_worker: 0.5}",
     "storage.path=file:///somewhere",
     "training.max_steps=7",
+    "training.augment={shift: 0.1, flip: horizontal}",
+    "model={family: cnn, init_from: 'models:/other@champion', freeze: [features.0, features.1]}",
 )
 
 
@@ -49,8 +52,21 @@ def test_options_lie_beside_the_name_as_in_the_file(make_experiment: MakeExperim
 
 def test_flat_parameters_are_what_a_run_trains_with(make_experiment: MakeExperiment) -> None:
     flat = make_experiment(*EVERYTHING).flat()
-    assert (flat["optimizer.lr"], flat["model.channels"], flat["data.source"], flat["training.max_steps"]) == (0.05, [4, 6], "digits", 7)
+    assert (flat["optimizer.lr"], flat["model.dropout"], flat["data.source"], flat["training.max_steps"]) == (0.05, 0.0, "digits", 7)
+    assert (flat["model.init_from"], flat["model.freeze"]) == ("models:/other@champion", ["features.0", "features.1"])
+    assert (flat["training.augment.shift"], flat["training.augment.rotate"]) == (0.1, 0.0)
     assert not any(key.startswith(("sweep", "registry", "storage")) for key in flat)
+
+
+def test_recorded_parameters_leave_out_what_is_off(make_experiment: MakeExperiment) -> None:
+    plain, asked = make_experiment(), make_experiment("training.augment.shift=0.1", "model.freeze=[features]")
+    assert {"model.freeze", "training.augment.shift"} <= set(plain.flat())  # a search begins with them
+    assert not [key for key in parameters(plain.plain()) if "augment" in key or "freeze" in key or "init_from" in key]
+    recorded = parameters(asked.plain())
+    assert {k: v for k, v in recorded.items() if "augment" in k or "freeze" in k} == {
+        "model.freeze": ["features"],
+        "training.augment.shift": 0.1,
+    }
 
 
 def test_flat_parameters_leave_out_what_is_unset(make_experiment: MakeExperiment) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from models import FAMILIES
 from orchestrator.catalog import config_tables
+from orchestrator.experiment.file import parse_file
 from orchestrator.experiment.json_schema import json_schema
-from orchestrator.experiment.read import parse_file
 from orchestrator.training.optim import OPTIMIZERS
 from pipelines import SOURCES
 
@@ -46,6 +46,8 @@ def test_it_takes_every_shipped_file(validator: jsonschema.Draft202012Validator)
         {"sweep": {"scheduler": {"name": "asha", "grace_period": 2}}},
         {"model": {"class": "nets:Net", "anything": 1}},
         {"model": {"family": "cnn", "channels": [8, 16]}},
+        {"model": {"family": "cnn", "init_from": "models:/a@champion", "freeze": ["features"]}},
+        {"training": {"augment": {"shift": 0.1, "flip": "both", "crop": 0.8}}},
         {"optimizer": {"lr": 0.1}},
         {"optimizer": {"name": "sgd", "momentum": 0.9}},
         {"data": {"source": "digits", "split": {"by": "group", "column": "speaker"}}},
@@ -65,6 +67,9 @@ def test_it_takes_what_may_be_written(more: dict[str, Any], validator: jsonschem
         {"training": {"epochs": 0}},
         {"model": {"family": "cnn", "dropot": 0.1}},
         {"model": {"family": "cnn", "dropout": 2}},
+        {"model": {"family": "cnn", "init_from": 3}},
+        {"training": {"augment": {"shift": 0.9}}},
+        {"training": {"augment": {"shfit": 0.1}}},
         {"optimizer": {"name": "adam", "momentum": 0.9}},
         {"optimizer": {"name": "adm"}},
         {"data": {"source": "digits", "split": {"trian": 0.8}}},

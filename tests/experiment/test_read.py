@@ -11,7 +11,8 @@ import pytest
 from orchestrator.catalog import catalog
 from orchestrator.errors import ExperimentError, Refused
 from orchestrator.experiment.config import Bound, Experiment
-from orchestrator.experiment.read import parse_value, read, resolve, with_values
+from orchestrator.experiment.file import parse_value
+from orchestrator.experiment.read import read, resolve, with_values
 
 SHORTEST = "name: small\ndata: {source: digits}\nmodel: {family: cnn}\n"
 Read = Callable[..., Experiment]
@@ -327,7 +328,13 @@ def space(*domains: str) -> str:
         ("model.dropout: {uniform: [0, 1]}", "1 is not allowed: it must be less than 1"),
         ("model.dropot: {uniform: [0, 0.5]}", "no option of the model 'dropot'; did you mean 'dropout'?"),
         ("training.batch_size: {randint: [0, 5]}", "0 is not allowed: it must be greater than 0"),
-        ("training.epochs: {randint: [1, 5]}", "no searchable key of training 'epochs'; there is: accumulate, batch_size,"),
+        ("training.epochs: {randint: [1, 5]}", "no searchable key of training 'epochs'; there is: accumulate, augment.crop,"),
+        ("training.augment: {choice: [{shift: 0.1}]}", "no searchable key of training 'augment'; did you mean 'augment."),
+        ("training.augment.shfit: {uniform: [0, 0.1]}", "no searchable key of training 'augment.shfit'; did you mean 'augment.shift'?"),
+        ("training.augment.shift: {uniform: [0, 0.9]}", "0.9 is not allowed: it must be less than or equal to 0.5"),
+        ("training.augment.flip: {choice: [none, sideways]}", "'sideways' is not allowed: it must be 'none', 'horizontal', 'vertical' or"),
+        ("model.init_from: {choice: [3]}", "3 is not allowed: it must be a valid string"),
+        ("model.freeze: {choice: [[], 7]}", "7 is not allowed: it must be a list of parts"),
         ("training.accumulate: {choice: [true]}", "True is not allowed: it must be a number, not True"),
         ("data.source: {choice: [digits]}", "'data.source' can't be searched; what can: keys of model, optimizer, training"),
         ("optimizer.name: {choice: [sgd, adm]}", "no optimizer 'adm'; did you mean 'adam'?"),
@@ -399,6 +406,40 @@ def test_a_trial_s_values_are_set_and_its_space_is_empty(read_text: Read, tmp_pa
     trial = with_values(experiment, {"optimizer.lr": 0.15, "training.batch_size": 8}, catalog(tmp_path))
     assert (trial.optimizer.options["lr"], trial.training.batch_size, trial.sweep.space) == (0.15, 8, {})
     assert experiment.training.batch_size == 64
+
+
+def test_a_trial_s_values_reach_keys_below_a_section_s_and_those_of_every_family(read_text: Read, tmp_path: Path) -> None:
+    keys = ("model.init_from: {choice: [null, 'models:/a@champion']}", "model.freeze: {choice: [[], [features]]}")
+    experiment = read_text(space("training.augment.shift: {uniform: [0, 0.2]}", *keys) + "training: {augment: {flip: horizontal}}\n")
+    values = {"training.augment.shift": 0.1, "model.init_from": "models:/a@champion", "model.freeze": ["features"]}
+    trial = with_values(experiment, values, catalog(tmp_path))
+    assert (trial.training.augment.shift, trial.training.augment.flip) == (0.1, "horizontal")
+    assert (trial.model.init_from, trial.model.freeze) == ("models:/a@champion", ("features",))
+    assert (experiment.training.augment.shift, experiment.model.init_from) == (0.0, None)
+
+
+def test_one_part_to_freeze_may_be_given_alone(read_text: Read) -> None:
+    assert read_text(SHORTEST, "model.freeze=features").model.freeze == ("features",)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.freeze=5", "model.freeze (line 3): it must be a list of parts, such as [features], not 5"),
+        ("model.freeze=['']", "model.freeze.0 (line 3): String should have at least 1 character, not ''"),
+        ("model.init_from=5", "model.init_from (line 3): it must be a valid string, not 5"),
+        ("model.init_form=a", "model.init_form (line 3): no option 'init_form'; did you mean 'init_from'?"),
+        ("training.augment.shift=0.6", "training.augment.shift: it must be less than or equal to 0.5, not 0.6"),
+        ("training.augment.crop=0", "training.augment.crop: it must be greater than 0, not 0"),
+        ("training.augment.flip=true", "training.augment.flip: it must be 'none', 'horizontal', 'vertical' or 'both', not True"),
+        ("training.augment.rotat=5", "training.augment.rotat: no key 'rotat'; did you mean 'rotate'?"),
+        ("training.augment.rotate=true", "training.augment.rotate: it must be a number, not True"),
+    ],
+)
+def test_what_every_family_s_keys_and_augmentation_do_not_take_is_refused(override: str, says: str, problems: Problems) -> None:
+    found = problems(SHORTEST, override)
+    assert len(found) == 1
+    assert found[0].startswith(says)
 
 
 def test_another_optimizer_drops_the_options_that_it_does_not_have(read_text: Read, tmp_path: Path) -> None:

@@ -97,3 +97,10 @@ def test_in_order_covers_each_row_once_in_order(rows: int, size: int, world_size
 def test_shares_add_up_and_the_first_take_one_more() -> None:
     assert shares(10, 4) == [3, 3, 2, 2]
     assert shares(2, 4) == [1, 1, 0, 0]
+
+
+def test_large_rows_are_evaluated_a_few_at_a_time() -> None:
+    """250 images of 1,024 x 1,024 would take gigabytes."""
+    images = Held({"image": torch.zeros(5, 1024, 1024, 3, dtype=torch.uint8)})
+    assert [len(batch["image"]) for batch in images.in_order(250)] == [1] * 5
+    assert [len(batch["x"]) for batch in columns(600).in_order(250)] == [250, 250, 100]

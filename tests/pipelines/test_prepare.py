@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines import batches
+from pipelines import batches, spill
+from pipelines import prepare as preparing
 from pipelines.prepare import Prepared, hash_files, hash_table, prepare
 from pipelines.raw import Raw, image_column
 from pipelines.schema import Column, DataError
+from pipelines.sources import files
+from pipelines.sources import table as table_source
 from pipelines.splits import SplitConfig
 
 
@@ -179,3 +184,77 @@ def test_images_in_memory_are_writable_uint8_of_the_stored_values(tmp_path: Path
     assert loaded["image"].shape == (6, 4, 4, 1)
     assert [image.numpy().tobytes() for image in loaded["image"]] == stored
     loaded["image"].add_(1)
+
+
+# data bigger than memory ----------------------------------------------------------------------------------------------------------
+
+
+def write_table(path: Path) -> None:
+    """300 rows: pictures as raw bytes, a text, a number, a class."""
+    rng = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "text": [" ".join(["word"] * int(count)) + f" {row}" for row, count in enumerate(rng.integers(1, 9, 300))],
+            "number": rng.normal(size=300),
+            "label": pa.array([f"class {row % 3}" for row in range(300)]).dictionary_encode(),
+        }
+    )
+    if path.suffix == ".parquet":
+        table = table.append_column("image", image_column(rng.integers(0, 256, (300, 4, 4), dtype=np.uint8)))
+        pq.write_table(table, path, row_group_size=70)
+    else:
+        pa.csv.write_csv(table, path)
+
+
+def as_if_large(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every table counts as large, and is worked on 50 rows at a time; the rows of each that went to a file."""
+    spilled: list[int] = []
+    table = spill.Spill.table
+    monkeypatch.setattr(spill.Spill, "table", lambda self: (found := table(self), spilled.append(found.num_rows))[0])
+    for module in (spill, preparing):
+        monkeypatch.setattr(module, "SPILL_BYTES", 0)
+    monkeypatch.setattr(preparing, "ROW_GROUP", 50)
+    monkeypatch.setattr(files, "CHUNK_ROWS", 50)
+    return spilled
+
+
+@pytest.mark.parametrize("name", ["data.parquet", "data.csv"])
+def test_a_table_that_goes_through_files_is_prepared_as_one_in_memory(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_table(tmp_path / name)
+    config = table_source.Config(path=str(tmp_path / name), target="label", size=(4, 4))
+    within = prepare("table", table_source.load, config, SplitConfig(), tmp_path / "within")
+    spilled = as_if_large(monkeypatch)
+    through = prepare("table", table_source.load, config, SplitConfig(), tmp_path / "through")
+    assert dataclasses.replace(through, folder=within.folder, size_bytes=within.size_bytes) == within  # it is told by the first rows
+    for part in ("train", "validation", "test"):
+        assert pq.read_table(through.file(part)).equals(pq.read_table(within.file(part)))
+    assert sorted(spilled) == [30, 30, 240, 300, 300]  # the parts, and the table: for its text, and to be taken apart
+    assert [entry.name for entry in (tmp_path / "through").iterdir()] == [through.fingerprint]
+
+
+def test_a_large_table_that_is_broken_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_table(tmp_path / "data.parquet")
+    as_if_large(monkeypatch)
+    with pytest.raises(DataError, match="no column 'nothing'"):
+        prepare(
+            "table", table_source.load, table_source.Config(str(tmp_path / "data.parquet"), "nothing"), SplitConfig(), tmp_path / "cache"
+        )
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_row_groups_are_small_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparing, "GROUP_BYTES", 10 * (16 + 8))
+    prepared = prepare("mine", load, Config(), SplitConfig(), tmp_path)
+    metadata = pq.read_metadata(prepared.file("train"))
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [10, 10, 10, 10, 8]
+
+
+def test_a_large_array_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "SPILL_BYTES", 100)
+    with spill.spilling(tmp_path):
+        large, small = spill.empty((101,), np.uint8), spill.empty((100,), np.uint8)
+    outside = spill.empty((101,), np.uint8)
+    assert [isinstance(array, np.memmap) for array in (large, small, outside)] == [True, False, False]
+    large[:] = 7
+    assert large.sum() == 707
+    assert list(tmp_path.iterdir()) == []

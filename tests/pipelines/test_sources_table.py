@@ -189,6 +189,72 @@ def test_kinds_are_inferred_from_types_and_values(tmp_path: Path) -> None:
     assert raw.table.column_names == list(columns)
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ([[1.5, 2.5], [3.5]], "sequence"),
+        ([[[1, 2], [3, 4]], [[5, 6]]], "sequence"),
+        (pa.array([[[1, 2]], [[3, 4]]], pa.list_(pa.list_(pa.float32(), 2), 1)), "sequence"),
+        (["[[1, 2], [3, 4]]", "[[5, 6]]"], "sequence"),
+        (["[]", "[1]"], "sequence"),
+        ([["a", "b"], ["a"]], "symbols"),
+        (['["a", "b"]', '["a"]'], "symbols"),
+        (["[sic] a film", "[again] a film"], "text"),
+    ],
+)
+def test_lists_are_sequences_or_symbols_and_text_that_only_begins_like_a_list_is_text(values: Any, kind: str, tmp_path: Path) -> None:
+    assert kinds(loaded(tmp_path, {"x": values, "label": ["a", "b"]})) == {"x": kind}
+
+
+def test_a_column_of_few_texts_is_text_where_it_is_the_only_input(tmp_path: Path) -> None:
+    columns = {"said": ["good", "bad"] * 60, "where": ["Rome", "Oslo"] * 60, "label": ["pos", "neg"] * 60}
+    assert kinds(loaded(tmp_path, columns)) == {"said": "category", "where": "category"}
+    assert kinds(loaded(tmp_path, columns, drop=("where",))) == {"said": "text"}
+    assert kinds(loaded(tmp_path, columns, drop=("where",), kinds={"said": "category"})) == {"said": "category"}
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.parquet"])
+def test_missing_and_empty_texts_are_texts(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, {"text": ["good", None, "", "bad"] * 10, "label": ["a", "b"] * 20})
+    prepared = prepare("table", table.load, table.Config(str(path)), SplitConfig(), tmp_path / "cache")
+    assert prepared.schema.inputs[0].kind == "text"
+    assert sorted(set(batches.load(prepared, "train")["text"].sizes[:, 0].tolist())) == [0, 1]
+
+
+def test_the_words_of_texts_may_be_bounded(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.csv", {"text": ["a b c d", "b c d e"] * 10, "label": ["x", "y"] * 10})
+    prepared = prepare("table", table.load, table.Config(str(path), vocabulary=4), SplitConfig(), tmp_path / "cache")
+    assert prepared.schema.inputs[0].vocabulary == 4
+
+
+class TestParquetOfSequencesWithANumber(SourceContract):
+    @pytest.fixture
+    def load(self) -> object:
+        return table.load
+
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> table.Config:
+        steps = [np.random.default_rng(row).normal(size=(1 + row % 5, 3)).tolist() for row in range(40)]
+        return table.Config(str(write(tmp_path / "data.parquet", {"steps": steps, "target": np.arange(40) / 7})))
+
+
+class TestCsvOfTexts(SourceContract):
+    @pytest.fixture
+    def load(self) -> object:
+        return table.load
+
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> table.Config:
+        texts = [f"film {row % 7} is {'good' if row % 2 else 'bad'}, really" for row in range(40)]
+        return table.Config(str(write(tmp_path / "data.csv", {"text": texts, "label": ["neg", "pos"] * 20})))
+
+
+def test_a_sequence_that_does_not_fit_is_named_with_its_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.parquet", {"x": [[[1.0, 2.0]]] * 39 + [[[1.0]]], "label": ["a", "b"] * 20})
+    with pytest.raises(DataError, match=r"column 'x', row 39: step 0 holds 1 values; it must hold 2"):
+        prepare("table", table.load, table.Config(str(path)), SplitConfig(), tmp_path / "cache")
+
+
 def test_kinds_may_be_said(tmp_path: Path) -> None:
     raw = loaded(tmp_path, {"x": [[1, 2, 3, 4]] * 4, "zip": [1, 2, 3, 4], "label": [1, 2, 1, 2]}, kinds={"x": "image", "zip": "category"})
     assert kinds(raw) == {"x": "image", "zip": "category"}
@@ -208,8 +274,9 @@ def test_a_target_s_kind_may_be_said(tmp_path: Path) -> None:
     assert loaded(tmp_path, {"x": [1, 2], "label": [3.5, 4.0]}, kinds={"label": "class"}).target.kind == "class"
 
 
-def test_many_whole_floats_are_numbers(tmp_path: Path) -> None:
-    values = np.arange(1001.0)
+@pytest.mark.parametrize("dtype", [float, int])
+def test_many_whole_numbers_are_numbers(dtype: type, tmp_path: Path) -> None:
+    values = np.arange(1001).astype(dtype)
     assert loaded(tmp_path, {"x": values, "label": values}).target.kind == "number"
     assert loaded(tmp_path, {"x": values, "label": values % 1000}).target.kind == "class"
 

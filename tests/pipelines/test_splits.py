@@ -132,3 +132,32 @@ def test_a_part_that_would_be_empty_is_refused() -> None:
 def test_a_split_that_makes_no_sense_is_refused(options: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         SplitConfig(**options)  # type: ignore[arg-type]
+
+
+def interactions(users: list[str], times: list[int] | None = None) -> Raw:
+    table = pa.table({"user": users, "item": list(range(len(users))), "target": [1] * len(users), **({"at": times} if times else {})})
+    inputs = (Column("user", "id"), Column("item", "id"))
+    return Raw(table, inputs, Column("target", "ranking"), time="at" if times else None)
+
+
+def test_leave_one_out_takes_each_user_s_last_row_by_time_and_the_one_before() -> None:
+    parts = split(interactions(["a", "b", "a", "b", "a", "b"], [3, 1, 1, 2, 2, 3]), SplitConfig(by="leave_one_out"))
+    assert {name: rows.tolist() for name, rows in parts.items()} == {"train": [1, 2], "validation": [3, 4], "test": [0, 5]}
+
+
+def test_leave_one_out_keeps_the_table_s_order_where_times_are_equal() -> None:
+    parts = split(interactions(["a", "a", "a"], [5, 5, 5]), SplitConfig(by="leave_one_out"))
+    assert {name: rows.tolist() for name, rows in parts.items()} == {"train": [0], "validation": [1], "test": [2]}
+
+
+def test_leave_one_out_leaves_users_with_few_rows_in_train() -> None:
+    parts = split(interactions(["a", "b", "b", "c", "c", "c"], [1, 1, 2, 1, 2, 3]), SplitConfig(by="leave_one_out"))
+    assert {name: rows.tolist() for name, rows in parts.items()} == {"train": [0, 1, 2, 3], "validation": [4], "test": [5]}
+
+
+def test_leave_one_out_without_a_time_goes_by_the_seed() -> None:
+    data = interactions(["a"] * 20 + ["b"] * 20)
+    first, again, other = (split(data, SplitConfig(by="leave_one_out", seed=seed)) for seed in (0, 0, 1))
+    assert sizes(first) == (36, 2, 2)
+    assert np.array_equal(first["test"], again["test"])
+    assert not np.array_equal(first["test"], other["test"])

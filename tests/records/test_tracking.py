@@ -561,7 +561,7 @@ def test_a_server_that_does_not_answer_holds_nothing_up_and_nothing_is_lost(
 
 
 def test_yaml_keeps_every_value_s_type() -> None:
-    from orchestrator.experiment.read import parse_value
+    from orchestrator.experiment.file import parse_value
 
     data: dict[str, Any] = {
         "lr": 1e-05,

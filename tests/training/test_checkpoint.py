@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from orchestrator.training import checkpoint
-from orchestrator.training.checkpoint import NAME, CheckpointError, Writer, from_bytes, load, read_file, to_bytes, write_file
+from orchestrator.training.checkpoint import NAME, CheckpointError, Writer, from_bytes, load, pieces, read_file, to_bytes, write_file
 
 EVERY_DTYPE = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
 
@@ -60,6 +61,32 @@ def test_an_optimizer_s_state_survives_to_the_last_bit(name: str) -> None:
         torch.equal(a, b) for k in before["state"] for a, b in zip(before["state"][k].values(), after["state"][k].values(), strict=True)
     )
     assert before["param_groups"][0]["params"] == after["param_groups"][0]["params"]
+
+
+def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+    (tmp_path / "it").write_bytes(to_bytes(state()))
+    theirs = load_file(tmp_path / "it")
+    assert same(theirs["/strided"], state()["strided"])
+    assert {theirs[f"/tensors/{dtype}"].dtype for dtype in EVERY_DTYPE} == set(EVERY_DTYPE)
+    assert theirs["/empty"].shape == (0, 3)
+
+
+def test_tensors_are_written_from_the_memory_that_they_lie_in() -> None:
+    """A table of gigabytes has no room twice."""
+    weights = torch.zeros(1000)
+    buffers = pieces({"weights": weights})
+    weights.fill_(1)
+    assert bytes(buffers[-1]) == weights.numpy().tobytes()
+
+
+def test_what_was_read_lies_in_memory_of_its_own() -> None:
+    read = from_bytes(to_bytes({"a": torch.zeros(100), "b": torch.zeros(100)}), "it")
+    assert read["a"].untyped_storage().nbytes() == 400
+
+
+def test_something_behind_the_last_tensor_is_noticed() -> None:
+    with pytest.raises(CheckpointError, match="it is too long"):
+        from_bytes(to_bytes({"a": torch.zeros(3)}) + b"more", "it")
 
 
 def test_there_is_none_where_none_was_written(tmp_path: Path) -> None:
@@ -147,7 +174,7 @@ def test_a_state_that_can_t_be_written_is_said_too(tmp_path: Path) -> None:
 
 def test_what_is_written_is_the_state_when_it_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = torch.ones(1000)
-    monkeypatch.setattr(checkpoint, "to_bytes", lambda copied: (weights.zero_(), to_bytes(copied))[1])
+    monkeypatch.setattr(checkpoint, "pieces", lambda copied: (weights.zero_(), pieces(copied))[1])
     writer = Writer(str(tmp_path))
     writer.save({"weights": weights})
     writer.flush()

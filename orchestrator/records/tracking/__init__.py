@@ -2,7 +2,7 @@
 
 from orchestrator.records.tracking.background import BackgroundSender, sending_lock, sync
 from orchestrator.records.tracking.read import RecordedRun, experiment_file, recorded, recorded_run
-from orchestrator.records.tracking.send import Sender, log_model, to_yaml
+from orchestrator.records.tracking.send import Sender, log_model, test_tags, to_yaml
 from orchestrator.records.tracking.store import (
     check_store,
     client,
@@ -32,5 +32,6 @@ __all__ = [
     "sending_lock",
     "shown_destination",
     "sync",
+    "test_tags",
     "to_yaml",
 ]

@@ -30,6 +30,11 @@ class RecordedRun:
     model_id: str | None
     tags: dict[str, str]
 
+    def about(self, name: str) -> dict[str, Any]:
+        """What was recorded of the data: `baseline`, `optimum`; empty where nothing was."""
+        said: dict[str, Any] = json.loads(self.tags.get(f"orchestrator.{name}") or "{}")
+        return said
+
 
 def recorded(client: Any, experiment: str) -> list[RecordedRun]:
     """Every run of an experiment that this toolkit recorded. Raises Refused if there is no such experiment."""

@@ -231,7 +231,18 @@ class Sender:
             )
             for key, value in entry.data["test"].items()
         ]
-        self.client.log_batch(run_id, metrics=metrics)
+        self.client.log_batch(run_id, metrics=metrics, tags=test_tags(entry.data.get("baseline", {}), entry.data.get("margin")))
+        figures = Path(entry.data.get("figures", ""))
+        if entry.data.get("figures") and figures.is_dir():
+            self.client.log_artifacts(run_id, str(figures), "test")
+
+
+def test_tags(baseline: dict[str, float], margin: Sequence[float] | None) -> list[Any]:
+    """The tags of a run's test: its baseline's scores, and the interval by which it beats that."""
+    from mlflow.entities import RunTag
+
+    said = {"orchestrator.baseline.test": baseline or None, "orchestrator.margin": margin}
+    return [RunTag(key, json.dumps(value)) for key, value in said.items() if value is not None]
 
 
 def _is_silence(error: Exception) -> bool:
@@ -263,6 +274,8 @@ def _run_tags(launch: Launch, trial: int | None, key: str, kind: str, parent: st
         "orchestrator.metric": launch.metric,
         "orchestrator.mode": launch.mode,
         "orchestrator.fingerprint": launch.fingerprint,
+        "orchestrator.baseline": json.dumps(about.get("baseline") or {}),
+        "orchestrator.optimum": json.dumps(about.get("data", {}).get("optimum") or {}),
         "orchestrator.state": "running",
         "orchestrator.seed": str(launch.experiment["training"]["seed"]),
         "orchestrator.dirty": str(about.get("dirty", False)).lower(),

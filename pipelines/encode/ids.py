@@ -1,0 +1,151 @@
+"""Ids of users and items -> codes: 0 for one that training hasn't seen, else from 1 in the ids' order.
+
+Ids may be millions. They are kept as one compressed Parquet column, as text in the encoder's JSON, and looked up by a hash index that is
+made once.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ..ragged import Ragged
+from ..schema import Column
+from .arrow import is_list, is_text
+from .column import Errors
+
+WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # text that is an integer's own spelling: '07' is not 7
+
+
+@dataclass
+class IdEncoder:
+    """Ids -> codes [N] int64. `ids`: the known ones, distinct and sorted, int64 or text. An unknown id is an answer's matter, no error."""
+
+    column: Column
+    ids: pa.Array
+    _index: Any = None
+
+    kind: ClassVar[str] = "id"
+    requires: ClassVar[tuple[str, ...]] = ("pandas",)
+
+    @classmethod
+    def fit(cls, column: Column, raw: pa.ChunkedArray) -> IdEncoder:
+        """From the training rows' ids."""
+        ids = _sorted(as_ids(raw))
+        return cls(replace(column, vocabulary=len(ids) + 1), ids)
+
+    def also(self, raw: pa.ChunkedArray) -> IdEncoder:
+        """With the ids of a table of features too: they have no training rows, but something is known of them."""
+        more = as_ids(raw)
+        kind = self.ids.type if more.type == self.ids.type else pa.string()
+        return type(self).fit(self.column, pa.chunked_array([self.ids.cast(kind), more.cast(kind).combine_chunks()]))
+
+    def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[np.ndarray, Errors]:
+        """Codes of the ids; only a missing id doesn't fit."""
+        missing = np.flatnonzero(raw.is_null().to_numpy())
+        return self.codes(raw), {int(row): "it is missing" for row in missing}
+
+    def codes(self, raw: pa.ChunkedArray) -> np.ndarray:
+        """[N] int64: 0 where an id is unknown or missing."""
+        import pandas as pd
+
+        if self._index is None:
+            self._index = pd.Index(self.ids.to_numpy(zero_copy_only=False))
+        ids = _alike(as_ids(raw), self.ids.type)
+        missing = ids.is_null().to_numpy()
+        values = ids.fill_null("" if is_text(ids.type) else 0).to_numpy()
+        return np.asarray(np.where(missing, 0, self._index.get_indexer(values) + 1), np.int64)
+
+    def lists(self, raw: pa.ChunkedArray) -> Ragged:
+        """Codes of lists of ids, one after the other; a missing list is empty."""
+        lists = raw.combine_chunks() if is_list(raw.type) else pa.array([[value] for value in raw.to_pylist()])
+        sizes = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).copy()
+        return Ragged.of(self.codes(pa.chunked_array([lists.flatten()])), sizes)
+
+    def names(self, codes: np.ndarray) -> pa.Array:
+        """The ids of codes; null for 0."""
+        places = np.asarray(codes, np.int64) - 1
+        return self.ids.take(pa.array(np.maximum(places, 0), mask=places < 0))
+
+    def tensor(self, batch: Tensor, sizes: Tensor | None = None) -> Tensor:
+        return batch
+
+    def example(self, raw: pa.ChunkedArray) -> pa.Array:
+        return raw.combine_chunks()
+
+    def to_plain(self) -> dict[str, Any]:
+        sink = pa.BufferOutputStream()
+        options: dict[str, Any] = {"use_dictionary": False, "write_statistics": False, "compression": "zstd"}
+        encoding = "DELTA_BYTE_ARRAY" if is_text(self.ids.type) else "DELTA_BINARY_PACKED"
+        pq.write_table(pa.table({"id": self.ids}), sink, column_encoding=encoding, **options)
+        return {"ids": base64.b64encode(sink.getvalue()).decode()}
+
+    @classmethod
+    def from_plain(cls, column: Column, data: Mapping[str, Any]) -> IdEncoder:
+        ids = pq.read_table(pa.BufferReader(base64.b64decode(data["ids"])))["id"]
+        return cls(column, ids.combine_chunks())
+
+
+@dataclass
+class RankingEncoder:
+    """The target of a ranking: every row is a positive, so that there is nothing to encode; answers are scores."""
+
+    column: Column
+
+    kind: ClassVar[str] = "ranking"
+
+    @classmethod
+    def fit(cls, column: Column, raw: pa.ChunkedArray) -> RankingEncoder:
+        return cls(column)
+
+    def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[np.ndarray, Errors]:
+        """Ones: [N] int8."""
+        return np.ones(len(raw), np.int8), {}
+
+    def tensor(self, batch: Tensor, sizes: Tensor | None = None) -> Tensor:
+        return batch
+
+    def answers(self, predictions: Tensor) -> pa.Array:
+        return pa.array(predictions.to(torch.float64).cpu().numpy())
+
+    def example(self, raw: pa.ChunkedArray) -> pa.Array:
+        return raw.combine_chunks()
+
+    def to_plain(self) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_plain(cls, column: Column, data: Mapping[str, Any]) -> RankingEncoder:
+        return cls(column)
+
+
+def as_ids(raw: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids as int64 where they are whole numbers, else as text."""
+    if pa.types.is_floating(raw.type) and bool(pc.all(pc.equal(pc.floor(raw), raw)).as_py()):
+        return raw.cast(pa.int64())
+    return raw.cast(pa.int64() if pa.types.is_integer(raw.type) else pa.string())
+
+
+def _alike(ids: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Ids in the type of the known ones; null where they can't be."""
+    if ids.type == kind or is_text(kind):
+        return ids.cast(kind)
+    whole = pc.match_substring_regex(ids, WHOLE)
+    return pc.if_else(whole, ids, pa.scalar(None, ids.type)).cast(kind)
+
+
+def _sorted(ids: pa.ChunkedArray) -> pa.Array:
+    if pa.types.is_integer(ids.type):
+        return pa.array(np.unique(ids.drop_null().to_numpy()))
+    found = ids.unique().drop_null()
+    return found.take(pc.sort_indices(found))

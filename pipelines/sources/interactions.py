@@ -1,0 +1,251 @@
+"""Who had what: a table of users and items, with a rating or without, and tables of what is known of users and of items.
+
+`path` is one table, a folder with a table for each part, or a folder with RecBole's atomic files (tab-separated, header `name:type`):
+https://recbole.io/docs/user_guide/data/atomic_files.html
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from ..encode.arrow import is_list, is_text
+from ..encode.ids import as_ids
+from ..raw import Raw, Side, existing
+from ..schema import Column, DataError
+from .files import parts_of, read
+
+USUAL = {  # what columns are called where the options don't say
+    "user": ("user", "user_id", "userid", "user_idx", "uid", "customer", "customer_id", "reviewerid", "visitorid"),
+    "item": ("item", "item_id", "itemid", "movie", "movie_id", "movieid", "product", "product_id", "book_id", "iid", "asin"),
+    "rating": ("rating", "ratings", "score", "stars"),
+    "time": ("time", "timestamp", "date", "datetime"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """`user`, `item`, `rating`, `time`: columns (default: found by their usual names). `implicit`: every row is a positive, whatever its
+    rating; so it is too where there is no rating column. Then a pair counts once, at its latest time, and a ranking is learnt.
+
+    `user_features`, `item_features`: tables with a column of ids, named as in the interactions (relative names: beside them; RecBole's
+    `.user` and `.item` are found). Their columns are categories, lists or `a|b` (several words), and numbers; `drop` leaves some out.
+    """
+
+    path: str = ""
+    user: str | None = None
+    item: str | None = None
+    rating: str | None = None
+    time: str | None = None
+    implicit: bool = False
+    user_features: str | None = None
+    item_features: str | None = None
+    drop: tuple[str, ...] = ()
+
+    def files(self) -> list[tuple[str, Path]]:
+        """The tables."""
+        path = existing(self.path)
+        sides = _side_files(self, path)
+        return [*((part + file.suffix.lower(), file) for part, file in _tables(path).items()), *sorted(sides.items())]
+
+
+def load(config: Config) -> Raw:
+    """Rows of user, item, rating or 1, and time, and the features of both sides. Raises DataError."""
+    path = existing(config.path)
+    parts = _tables(path)
+    tables = {part: _read(file)[0] for part, file in parts.items()}
+    names = _choose(config, next(iter(tables.values())).column_names)
+    kept = [name for name in names.values() if name is not None]
+    table = _joined(tables, parts, kept)
+    official = None if "" in parts else np.repeat(list(parts), [table.num_rows for table in tables.values()])
+    user, item, rating = names["user"] or "", names["item"] or "", names["rating"]
+    for name in (user, item):
+        _refuse_missing(table, name)
+        table = table.set_column(table.column_names.index(name), name, as_ids(table[name]))
+    if names["time"] is not None:
+        table = table.set_column(table.column_names.index(names["time"]), names["time"], _times(table[names["time"]], names["time"]))
+    if rating is None:
+        table, official = _positives(table, user, item, names["time"], official)
+        target = Column("target", "ranking", dtype="int8")
+    else:
+        table = table.set_column(table.column_names.index(rating), rating, _ratings(table[rating], rating))
+        target = Column(rating, "number")
+    sides = _sides(config, path, {"user": user, "item": item}, table)
+    return Raw(table, (Column(user, "id"), Column(item, "id")), target, official, sides=sides, time=names["time"])
+
+
+def _tables(path: Path) -> dict[str, Path]:
+    """{part: file} of the interactions."""
+    atomic = sorted(path.glob("*.inter")) if path.is_dir() else [path] if path.suffix == ".inter" else []
+    if len(atomic) > 1:
+        raise DataError(f"'{path}' holds {', '.join(file.name for file in atomic)}: name the one to use", "data.path")
+    return {"": atomic[0]} if atomic else parts_of(path)
+
+
+def _side_files(config: Config, path: Path) -> dict[str, Path]:
+    """{'user', 'item': file} of the feature tables that there are."""
+    folder, found = path if path.is_dir() else path.parent, {}
+    interactions = next(iter(_tables(path).values()))
+    for side in ("user", "item"):
+        asked = getattr(config, f"{side}_features")
+        atomic = interactions.with_suffix(f".{side}")
+        if asked is not None:
+            file = folder / Path(asked).expanduser()
+            if not file.is_file():
+                near = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
+                raise DataError(f"no file '{asked}'; in '{folder}' there is: {near}", f"data.{side}_features")
+            found[side] = file
+        elif interactions.suffix == ".inter" and atomic.exists():
+            found[side] = atomic
+    return found
+
+
+def _read(file: Path) -> tuple[pa.Table, Mapping[str, str]]:
+    """A table, and RecBole's types of its columns by name (none for other tables)."""
+    if file.suffix not in (".inter", ".user", ".item"):
+        return read(file), {}
+    options = pa.csv.ParseOptions(delimiter="\t", quote_char=False)
+    try:
+        table = pa.csv.read_csv(file, parse_options=options)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"'{file.name}' can't be read as a tab-separated table: {str(error).splitlines()[0]}", "data.path") from None
+    fields = [name.rpartition(":") for name in table.column_names]
+    wrong = next((name for name, (before, _, _) in zip(table.column_names, fields, strict=True) if not before), None)
+    if wrong is not None:
+        raise DataError(f"'{file.name}', header: '{wrong}' has no type; write name:type, such as user_id:token", "data.path")
+    if table.num_rows == 0:
+        raise DataError(f"'{file.name}' has no rows", "data.path")
+    return table.rename_columns([before for before, _, _ in fields]), {before: kind for before, _, kind in fields}
+
+
+def _choose(config: Config, columns: list[str]) -> dict[str, str | None]:
+    """The columns that play each part; None for a rating or time that isn't there."""
+    chosen: dict[str, str | None] = {}
+    for part, usual in USUAL.items():
+        asked = getattr(config, part)
+        if asked is not None and asked not in columns:
+            near = difflib.get_close_matches(asked, columns, 1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise DataError(f"no column '{asked}'{hint}; the columns are: {', '.join(columns)}", f"data.{part}")
+        found = [name for usual_name in usual for name in columns if name.lower() == usual_name]
+        chosen[part] = asked or next(iter(found), None)
+        if chosen[part] is None and part in ("user", "item"):
+            raise DataError(f"which column holds the {part}s? the columns are: {', '.join(columns)}", f"data.{part}")
+    if chosen["user"] == chosen["item"]:
+        raise DataError(f"'{chosen['user']}' can't be both user and item", "data.item")
+    return chosen if not config.implicit else {**chosen, "rating": None}
+
+
+def _joined(tables: Mapping[str, pa.Table], files: Mapping[str, Path], kept: list[str]) -> pa.Table:
+    for part, table in tables.items():
+        lacking = [name for name in kept if name not in table.column_names]
+        if lacking:
+            raise DataError(f"'{files[part].name}' has no column '{lacking[0]}'; add it, or take the file away", "data.path")
+    chosen = [table.select(kept).replace_schema_metadata(None) for table in tables.values()]
+    try:
+        return pa.concat_tables(chosen, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError(
+            f"the parts' columns have different types: {str(error).splitlines()[0]}; write one type in all", "data.path"
+        ) from None
+
+
+def _refuse_missing(table: pa.Table, name: str) -> None:
+    if table[name].null_count:
+        row = int(np.flatnonzero(table[name].is_null().to_numpy())[0])
+        raise DataError(f"column '{name}', row {row}: the id is missing ({table[name].null_count} rows); drop or fill them", "data.path")
+
+
+def _ratings(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    try:
+        values = column.cast(pa.float64())
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(
+            f"column '{name}' holds {column.type}, which is no rating; name another one, or set data.implicit: true", "data.rating"
+        ) from None
+    bad = np.flatnonzero(~np.isfinite(values.to_numpy()))
+    if len(bad):
+        raise DataError(f"column '{name}', row {bad[0]}: the rating is missing ({len(bad)} rows); drop or fill them", "data.rating")
+    return values
+
+
+def _times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Times as numbers: seconds or whatever they are counted in; text as ISO dates."""
+    if is_text(column.type):
+        try:
+            column = column.cast(pa.timestamp("us"))
+        except pa.ArrowInvalid as error:
+            raise DataError(f"column '{name}' is no time: {str(error).splitlines()[0]}; write ISO dates or numbers", "data.time") from None
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.timestamp("us")).cast(pa.int64())
+    return column
+
+
+def _positives(table: pa.Table, user: str, item: str, time: str | None, official: np.ndarray | None) -> tuple[pa.Table, np.ndarray | None]:
+    """Each pair once: its latest row, or, where parts are given, its row in the earliest part, so that nothing held out was seen before."""
+    codes = [column.combine_chunks().dictionary_encode() for column in (table[user], table[item])]
+    pair = codes[0].indices.to_numpy().astype(np.int64) * len(codes[1].dictionary) + codes[1].indices.to_numpy()
+    rank = np.arange(table.num_rows) if time is None else np.argsort(np.argsort(table[time].to_numpy(), kind="stable"), kind="stable")
+    if official is not None:
+        rank = np.array([{"train": 0, "validation": -1, "test": -2}[part] for part in official.tolist()])
+    order = np.lexsort((rank, pair))
+    last = np.append(pair[order][1:] != pair[order][:-1], True)
+    rows = np.sort(order[last])
+    kept = table.take(pa.array(rows)).append_column("target", pa.array(np.ones(len(rows), np.int8)))
+    return kept, None if official is None else official[rows]
+
+
+def _sides(config: Config, path: Path, ids: Mapping[str, str], table: pa.Table) -> dict[str, Side]:
+    """The features of both sides; columns that both have get the side's name before theirs."""
+    read_sides = {side: (file, *_read(file)) for side, file in _side_files(config, path).items()}
+    columns = [name for _, side_table, _ in read_sides.values() for name in side_table.column_names]
+    taken = {name for name in columns if columns.count(name) > 1} | set(table.column_names)
+    unknown = [name for name in config.drop if name not in columns]
+    if unknown:
+        raise DataError(f"no feature '{unknown[0]}'; the features are: {', '.join(columns)}", "data.drop")
+    return {
+        ids[side]: _side(side, ids[side], file, side_table, kinds, taken, config.drop)
+        for side, (file, side_table, kinds) in read_sides.items()
+    }
+
+
+def _side(side: str, key: str, file: Path, table: pa.Table, kinds: Mapping[str, str], taken: set[str], drop: tuple[str, ...]) -> Side:
+    found = [name for name in table.column_names if name == key or name.lower() in USUAL[side]]
+    if not found:
+        raise DataError(f"'{file.name}' has no column '{key}'; its columns are: {', '.join(table.column_names)}", f"data.{side}_features")
+    own = key if key in found else found[0]
+    _refuse_missing(table, own)
+    ids = as_ids(table[own])
+    if len(ids.unique()) < len(ids):
+        twice = pc.value_counts(ids.combine_chunks()).to_pylist()
+        worst = next(entry["values"] for entry in twice if entry["counts"] > 1)
+        raise DataError(f"'{file.name}' has two rows of {side} '{worst}'; keep one", f"data.{side}_features")
+    made, columns = {key: ids}, []
+    for name in [name for name in table.column_names if name != own and name not in drop]:
+        kind, values = _feature(name, table[name], kinds.get(name), file)
+        column = Column(f"{side}_{name}" if name in taken else name, kind)
+        columns.append(column)
+        made[column.name] = values
+    return Side(pa.table(made), tuple(columns))
+
+
+def _feature(name: str, column: pa.ChunkedArray, kind: str | None, file: Path) -> tuple[str, pa.ChunkedArray]:
+    """(words or measure, its values)."""
+    if kind == "token_seq":
+        return "words", pc.split_pattern(column.cast(pa.string()), " ")
+    if kind == "token" or is_text(column.type) or pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
+        return "words", column.cast(pa.string())
+    if is_list(column.type):
+        return "words", column
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
+        return "measure", column
+    raise DataError(
+        f"'{file.name}', column '{name}' is a {column.type}, which is no feature; leave it out: data.drop: [{name}]", "data.drop"
+    )
