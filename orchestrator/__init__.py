@@ -2,11 +2,15 @@
 
 `models`, `pipelines` and `cluster` are top-level packages of this project. Almost every ML repository has a `models/` of its own, so
 the three names are bound here, once, to this project's folders: whatever comes first on `sys.path`, our code imports ours.
+
+Threads that wait are told to sleep rather than to spin, before torch is imported: where cores are shared, a step of two spinning threads
+took ten times as long.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +31,8 @@ __all__ = [
     "sync",
     "train",
 ]
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch loads its OpenMP
 
 
 def _bind_packages(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import time
 import traceback
 import warnings
@@ -226,7 +227,7 @@ def _cut_short(ledger: Ledger, launch: Launch, reason: BaseException) -> Orchest
 @contextlib.contextmanager
 def _connected(address: str | None, threads: int, cpus: float) -> Iterator[Found]:
     packages = {m.__name__: Path(m.__file__ or "").parent for m in (orchestrator, models, pipelines, cluster)}
-    env = {"OMP_NUM_THREADS": str(threads)}
+    env = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": os.environ["OMP_WAIT_POLICY"]}
     try:
         with connect(address, HOOK, packages, orchestrator.__version__, env, cpus) as found:
             yield found
