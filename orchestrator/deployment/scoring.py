@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,10 @@ from pipelines.stream import Streamed
 
 SAMPLES = 1000  # of the bootstrap
 CHUNK = 2048  # rows at a time, so that its memory is bounded
+POISSON = np.repeat(  # drawn from by place, which is 20 times as fast as torch.poisson
+    np.arange(9, dtype=np.uint8),
+    [24109, 24109, 12055, 4018, 1005, 201, 33, 5, 1],  # of 2**16: 1 / (e k!)
+)
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,14 @@ class _Paired:
 
     def __init__(self, metric: Metric, family: Family) -> None:
         self.metric, self.schema = metric, family.schema
-        self.generator = torch.Generator().manual_seed(0)
+        self.rng = np.random.default_rng(0)
         self.totals: list[Tensor] = []  # [SAMPLES, K] of the network, and of the baseline
 
     def add(self, outputs: Outputs, guessed: Outputs, batch: Batch) -> None:
         both = [self.metric.rows(each, batch, self.schema).cpu() for each in (outputs, guessed)]
         for start in range(0, len(both[0]), CHUNK):
             rows = [each[start : start + CHUNK] for each in both]
-            weights = torch.poisson(torch.ones(SAMPLES, len(rows[0])), generator=self.generator).double()
+            weights = torch.from_numpy(POISSON[self.rng.integers(0, len(POISSON), (SAMPLES, len(rows[0])), np.uint16)]).double()
             sums = [weights @ each for each in rows]
             self.totals = [a + b for a, b in zip(self.totals, sums, strict=True)] if self.totals else sums
 
