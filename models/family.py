@@ -68,6 +68,7 @@ class Family(nn.Module, ABC):
     channels_last: ClassVar[bool] = False  # whether convolutions profit from NHWC memory
     mixed_precision: ClassVar[bool] = True  # whether `precision: auto` may choose bf16 or fp16
 
+    protocol: ClassVar[str] = ""  # how its metrics are measured, where one name could mean two things: said wherever scores are
     baseline_name: ClassVar[str] = ""  # what `baseline` answers: majority class, mean, popularity
 
     def __init__(self, config: Any, schema: Schema) -> None:

@@ -16,6 +16,8 @@ from . import ranking
 from .family import Batch, Schema
 from .pairs import PairConfig, Pairs, named, top
 
+MOST_SCORES = 1 << 24  # of users times items at once in an evaluation: 64 MB
+
 
 class Recommender(Pairs):
     """Ratings: a mean, biases, and what two vectors say; by squared error, or by cross entropy between smallest and largest."""
@@ -104,6 +106,7 @@ class Ranker(Pairs):
 
     task = "ranking"
     metrics = ranking.METRICS
+    protocol = "hr, ndcg, mrr, recall: held-out items among 99 that the user has never had; full_*, coverage: among all items not seen before"
     baseline_name = "popularity"
 
     @classmethod
@@ -132,7 +135,7 @@ class Ranker(Pairs):
             return self._softmax(batch) if self.config.loss == "softmax" else self._against_negatives(batch)
         if "held" not in batch:
             return {"score": self._pair_scores(batch)}
-        return self._placed(batch, self._user_scores)
+        return self._in_blocks(batch, self._user_scores)
 
     def _softmax(self, batch: Batch) -> dict[str, Tensor]:
         """Each user's scores are computed once in a batch, however many of its rows there are."""
@@ -179,6 +182,13 @@ class Ranker(Pairs):
     def _user_scores(self, codes: Tensor) -> Tensor:
         return self.all_scores(*self.user_vectors({self.user: codes}))
 
+    def _in_blocks(self, batch: Batch, scores_of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+        """The outputs of an evaluation, some rows at a time, so that their scores of all items stay within MOST_SCORES."""
+        size = max(1, MOST_SCORES // max(1, self.items.rows.numel()))
+        starts = range(0, max(1, len(batch[self.user])), size)
+        blocks = [self._placed({name: values[start : start + size] for name, values in batch.items()}, scores_of) for start in starts]
+        return blocks[0] if len(blocks) == 1 else {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+
     def _placed(self, batch: Batch, scores_of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """The outputs of an evaluation, [B, ...]; zeros in rows that hold no user's held-out items."""
         distinct, place = torch.unique(batch[self.user], return_inverse=True)
@@ -211,7 +221,7 @@ class Ranker(Pairs):
     def baseline(self, batch: Batch) -> dict[str, Tensor]:
         if "held" not in batch:
             return {"score": self.popularity()[batch[self.item]], "total": self.popularity()[1:].logsumexp(0).expand(len(batch[self.item]))}
-        return self._placed(batch, lambda codes: self.popularity()[1:].repeat(len(codes), 1))
+        return self._in_blocks(batch, lambda codes: self.popularity()[1:].repeat(len(codes), 1))
 
 
 def _taken(scores: Tensor, codes: Tensor, unknown: Tensor, place: Tensor | None = None) -> Tensor:

@@ -374,3 +374,16 @@ def test_a_table_of_pairs_is_answered_with_the_user_s_and_the_item_s_own_ids(tmp
     assert errors == {}
     assert answers["answered_by"].to_pylist() == ["model", "features", "popularity"]
     assert all(math.isfinite(value) for value in answers["prediction"].to_pylist())
+
+
+def test_rows_are_ranked_some_at_a_time_where_the_items_are_many(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    prepared = prepare("s", synthetic.ranking, synthetic.RankingConfig(rows=2000), SplitConfig(by="leave_one_out"), tmp_path)
+    torch.manual_seed(0)
+    net = Ranker(Ranker.Config(dim=4), prepared.schema)
+    net.bind(prepared.tables())
+    rows, evaluation = batches.load(prepared, "test"), Evaluation(net, prepared.encoder)
+    whole, guessed = evaluation(rows, "test"), evaluation(rows, "test", forward=net.baseline)
+    monkeypatch.setattr("models.recommender.MOST_SCORES", 7 * 500)
+    for expected, forward in ((whole, None), (guessed, net.baseline)):
+        found = evaluation(rows, "test", forward=forward)
+        assert found == pytest.approx(expected, abs=1e-6)
