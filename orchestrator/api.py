@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.resources import this_machine
+from orchestrator import asking
 from orchestrator import launch as launching
 from orchestrator import results as r
 from orchestrator.catalog import catalog, config_tables
@@ -54,6 +55,7 @@ def train(experiment: str, overrides: Overrides = (), *, address: str | None = N
         error=run.error,
         baseline=out.baseline,
         margin=out.margin,
+        protocol=out.launch.about["protocol"],
     )
     _raise(out, done)
     return done
@@ -66,14 +68,14 @@ def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = N
     launch, about = out.launch, out.launch.about
     done = r.Swept(
         launch.name, launch.id, out.run_id, out.state, out.results, best, out.wall_s, launch.metric, launch.mode,  # type: ignore[arg-type]
-        about["baseline"], about["data"]["optimum"],
+        about["baseline"], about["data"]["optimum"], about["protocol"],
     )  # fmt: skip
     _raise(out, done)
     return done
 
 
 def _launch(command: Command, path: str, overrides: Overrides, address: str | None, show: launching.Show) -> launching.Outcome:
-    asked = launching.ask(Path(path), overrides)
+    asked = asking.ask(Path(path), overrides)
     out = launching.run(command, asked, address or os.environ.get("RAY_ADDRESS") or None, show)
     if not out.results:
         raise Interrupted("interrupted before the first run had begun")
@@ -105,10 +107,10 @@ def _relative(path: Path | None) -> str | None:
 
 def plan(experiment: str, overrides: Overrides = (), *, command: Command | None = None) -> r.Planned:
     """What a command (default: sweep where the file has a space) would do here, and why; prepares the data, trains nothing."""
-    asked = launching.ask(Path(experiment), overrides)
+    asked = asking.ask(Path(experiment), overrides)
     command = command or ("sweep" if asked.experiment.sweep.space else "train")
     found = this_machine()
-    made = launching.plan_of(command, asked, found, on_cluster=False)
+    made = asking.plan_of(command, asked, found, on_cluster=False)
     resources = {
         "cpus": found.cpus,
         "gpus": found.gpus,
@@ -129,7 +131,7 @@ def plan(experiment: str, overrides: Overrides = (), *, command: Command | None 
         resources,
         data,
         made.disk_bytes,
-        launching.estimate(asked, made),
+        asking.estimate(asked, made),
         made.notes,
     )
 
@@ -147,14 +149,15 @@ def runs(name: str, *, top: int | None = None, sweep: str | None = None) -> r.Le
     metric, mode = (newest.metric, newest.mode) if newest else ("", "max")
     ranked = best_first([run.result for run in found], metric, mode)
     baseline, optimum = (newest.about(key) if newest else {} for key in ("baseline", "optimum"))
-    return r.Leaderboard(name, ranked[:top], metric, baseline, optimum)
+    protocol = newest.tags.get("orchestrator.protocol", "") if newest else ""
+    return r.Leaderboard(name, ranked[:top], metric, baseline, optimum, protocol)
 
 
 def _reading_client() -> Any:
     """A client for a reading command, after the ledger's rest was sent; who can't send now reads MLflow as it is, and says so."""
     client = tracking.reachable_client()
     try:
-        tracking.sync(launching.home())
+        tracking.sync(asking.home())
     except Failed as error:
         _note(f"{error}; this is what MLflow has now")
     return client
@@ -171,8 +174,8 @@ def promote(name: str, overrides: Overrides = (), *, run: str | None = None, ali
     for override in overrides:
         apply_override(tree, {}, override)
     experiment = with_values(resolve(tree, catalog(folder)), chosen.result.params if chosen.kind == "trial" else {}, catalog(folder))
-    challenger = promotion.Challenger(client, chosen, experiment, folder, launching.home())
-    decision = promotion.decide(challenger, alias, force, lambda: launching.prepare_data(experiment, folder))
+    challenger = promotion.Challenger(client, chosen, experiment, folder, asking.home())
+    decision = promotion.decide(challenger, alias, force, lambda: asking.prepare_data(experiment, folder))
     if decision.decision == "refused":
         raise GateFailed(f"refused: {decision.reason}", result=decision)
     return decision
@@ -180,8 +183,8 @@ def promote(name: str, overrides: Overrides = (), *, run: str | None = None, ali
 
 def _folder_of(launch: str) -> Path:
     """The folder of the experiment file that a launch was started with, if this ledger has it; else the working folder."""
-    if (launching.home() / "ledger.sqlite").exists():
-        ledger = Ledger(launching.home())
+    if (asking.home() / "ledger.sqlite").exists():
+        ledger = Ledger(asking.home())
         try:
             if launch in ledger.launches():
                 return Path(ledger.find(launch).folder)
@@ -243,7 +246,7 @@ def data_show(experiment: str, overrides: Overrides = ()) -> r.PreparedData:
 
 def _data(path: str, overrides: Overrides, shown: bool) -> r.PreparedData:
     folder = Path(path).resolve().parent
-    prepared = launching.prepare_data(read(Path(path), overrides, catalog(folder)), folder)
+    prepared = asking.prepare_data(read(Path(path), overrides, catalog(folder)), folder)
     schema, look = prepared.schema, prepared.look()
     splits = {part: {"rows": rows, "files": [_relative(prepared.file(part))]} for part, rows in prepared.rows.items()}
     found = look.get("columns", {})
@@ -259,7 +262,7 @@ def _data(path: str, overrides: Overrides, shown: bool) -> r.PreparedData:
 def sync() -> r.Sent:
     """Look up every run of this folder's ledger in MLflow, and send what is missing."""
     tracking.check_store(tracking.destination())
-    sent, left = tracking.sync(launching.home(), again=True)
+    sent, left = tracking.sync(asking.home(), again=True)
     return r.Sent(sent, left)
 
 
@@ -272,4 +275,4 @@ def doctor() -> r.Checked:
     """What works on this machine, what does not, and what to do."""
     from orchestrator.diagnosis import check
 
-    return r.Checked(check(launching.home()))
+    return r.Checked(check(asking.home()))

@@ -87,6 +87,8 @@ def _scores(launch: Launch, winner: Winner | None) -> list[str]:
         return ["Test of the best: none"]
     name = launch.about.get("baseline", {}).get("name", "")
     lines = [f"Test of the best: {_listed(winner.test.scores)}"]
+    if protocol := launch.about.get("protocol"):
+        lines += ["", f"Measured: {protocol}"]
     if winner.test.baseline:
         lines += ["", f"Baseline ({name}): {_listed(winner.test.baseline)}"]
     if optimum := launch.about.get("data", {}).get("optimum"):

@@ -19,55 +19,28 @@ import orchestrator
 import pipelines
 from cluster.connect import ClusterError, connect
 from cluster.resources import Found, this_machine
-from models import FAMILIES
-from models.family import Family
-from orchestrator import names
+from orchestrator.asking import Asked, check_storage, home, plan_of
 from orchestrator.catalog import catalog
 from orchestrator.closing import Winner, closing, conclude
 from orchestrator.deployment import scoring
-from orchestrator.deployment.initial import Starts
-from orchestrator.errors import ExperimentError, Failed, Interrupted, Note, OrchestratorError, Problem, Refused
-from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, TrialResult
+from orchestrator.errors import Failed, Interrupted, Note, OrchestratorError, Refused
+from orchestrator.events import Event, RunEnded, RunStarted, TrialResult
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.search import OneRun, Search
 from orchestrator.execution.sweep import Rules, drive
-from orchestrator.experiment.config import AugmentConfig, Experiment, parameters
-from orchestrator.experiment.plan import Command, DataFacts, Plan, Resources, epochs_of, make_plan
-from orchestrator.experiment.read import read, space_of, with_values
+from orchestrator.experiment.config import Experiment, parameters
+from orchestrator.experiment.plan import Command, Plan, epochs_of
+from orchestrator.experiment.read import space_of, with_values
 from orchestrator.records import provenance
 from orchestrator.records.ledger import Launch, Ledger, new_id
 from orchestrator.records.tracking import BackgroundSender, check_store, destination
-from orchestrator.training.augment import AugmentError, images_of
-from orchestrator.training.checkpoint import CheckpointError, folder_of, probe
-from orchestrator.training.device import gpu_bf16, usable_gpus
+from orchestrator.training.checkpoint import folder_of
 from orchestrator.training.trial import Job, build_family, one_line
-from pipelines import SOURCES
-from pipelines.prepare import Prepared, prepare
-from pipelines.schema import DataError
-from pipelines.splits import SplitConfig
 from pipelines.stream import Streamed
 
 Show = Callable[[Event | Plan], None]
 FINISH_S = 20.0  # how long an ending command waits for an MLflow that doesn't answer
 HOOK = "orchestrator.execution.executor.set_up_worker"
-
-
-@dataclass(frozen=True)
-class Asked:
-    """An experiment, read and checked against its data, and where it was asked."""
-
-    path: Path
-    experiment: Experiment
-    prepared: Prepared
-    folder: Path  # of the experiment file: a user's own modules lie below it
-    overrides: tuple[str, ...] = ()
-    parameters: int = 0
-    starts: Starts | None = None
-
-    @property
-    def family(self) -> type[Family]:
-        cls: type[Family] = names.load(self.experiment.model.family, FAMILIES, "family", self.folder)
-        return cls
 
 
 @dataclass(frozen=True)
@@ -90,93 +63,11 @@ class Outcome:
     problem: str | None
 
 
-def home() -> Path:
-    """Where this folder's ledger, prepared data, checkpoints and bundles are kept."""
-    return Path.cwd() / ".orchestrator"
-
-
-def ask(path: Path, overrides: Sequence[str]) -> Asked:
-    """Read an experiment, prepare its data, check that they fit. Raises Refused."""
-    folder = path.resolve().parent
-    experiment = read(path, overrides, catalog(folder))
-    prepared = prepare_data(experiment, folder)
-    cls = names.load(experiment.model.family, FAMILIES, "family", folder)
-    misfit = cls.misfit(prepared.schema)
-    if misfit is not None:
-        raise ExperimentError(
-            [Problem("model.family", None, f"{experiment.model.family} doesn't fit this data: {misfit}; {_fitting(prepared)}")]
-        )
-    try:
-        family = build_family(experiment, prepared.schema, str(folder))
-    except ValueError as error:
-        raise ExperimentError([Problem("model", None, str(error))]) from None
-    _check_augment(experiment, prepared)
-    parameters = sum(p.numel() for p in family.parameters())
-    starts = Starts(experiment, prepared.encoder, family, folder, home())
-    return Asked(path, experiment, prepared, folder, tuple(overrides), parameters, starts)
-
-
-def _check_augment(experiment: Experiment, prepared: Prepared) -> None:
-    """Whether there is something to augment, if that is asked or searched."""
-    searched = any(key.startswith("training.augment.") for key in experiment.sweep.space)
-    if searched or experiment.training.augment != AugmentConfig():
-        try:
-            images_of(prepared.schema)
-        except AugmentError as error:
-            raise ExperimentError([Problem("training.augment", None, str(error))]) from None
-
-
-def prepare_data(experiment: Experiment, folder: Path) -> Prepared:
-    """The experiment's data, prepared. Raises Refused with what is wrong with it."""
-    load = names.load(experiment.data.source, SOURCES, "source", folder)
-    config = catalog(folder).source(experiment.data.source)
-    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in experiment.data.options.items()}
-    try:
-        return prepare(experiment.data.source, load, config(**tuples), SplitConfig(**experiment.data.split), home() / "data")
-    except DataError as error:
-        raise ExperimentError([Problem(error.key, None, str(error))]) from None
-    except OSError as error:
-        raise Refused(f"data: {error.strerror or error} ('{error.filename}')") from None
-
-
-def _fitting(prepared: Prepared) -> str:
-    kinds = ", ".join(f"{c.name} ({c.kind})" for c in prepared.schema.inputs)
-    fits = [name for name in FAMILIES if names.load(name, FAMILIES, "family").misfit(prepared.schema) is None]
-    families = f"families that take it: {', '.join(fits)}" if fits else "no family takes it as it is (data.inputs chooses columns)"
-    return f"the inputs are {kinds}, the target is a {prepared.schema.target.kind}; {families}"
-
-
-def plan_of(command: Command, asked: Asked, found: Found, on_cluster: bool) -> Plan:
-    """The plan for what there is. Raises ExperimentError where it can't be had."""
-    if command == "sweep" and not asked.experiment.sweep.space:
-        raise ExperimentError([Problem("sweep.space", None, "there is nothing to search: name keys and ranges, or use train")])
-    per_node, bf16_on_gpu = found.per_node, True
-    if not on_cluster and found.gpus:
-        bf16_on_gpu = gpu_bf16()
-        if not usable_gpus():
-            warnings.warn("the installed torch can't use this machine's GPUs: it trains on CPUs", Note, stacklevel=1)
-            per_node = tuple((cpus, 0.0) for cpus, _ in per_node)
-    gpus = sum(node[1] for node in per_node)
-    resources = Resources(found.cpus, gpus, per_node, on_cluster, found.bf16, bf16_on_gpu, found.memory_bytes, found.accelerators)
-    rows = dict(asked.prepared.rows)
-    values = sum(_size(c.shape) for c in asked.prepared.schema.inputs)
-    facts = DataFacts(sum(rows.values()), rows["train"], asked.prepared.size_bytes, values)
-    made = make_plan(command, asked.experiment, resources, facts, asked.family.mixed_precision, asked.parameters)
-    return dataclasses.replace(made, notes=(*made.notes, *(asked.starts.notes if asked.starts else ())))
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for side in shape:
-        size *= side
-    return size
-
-
 def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outcome:
     """Run it: everything recorded as it happens, the winner's bundle at the end. An interrupt gives an outcome too."""
     check_store(destination())
     began = time.time()
-    _check_storage(asked.experiment)
+    check_storage(asked.experiment)
     with contextlib.ExitStack() as connection:
         found = connection.enter_context(_connected(address, 1, 0)) if address is not None else this_machine()
         plan = plan_of(command, asked, found, on_cluster=address is not None)
@@ -197,15 +88,6 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
         sender.stop()  # it sends the rest while Ray ends
     left = sender.finish(FINISH_S)
     return _outcome(ledger, launch, plan, state, winner, left, sender.problem, began)
-
-
-def _check_storage(experiment: Experiment) -> None:
-    """Whether checkpoints can be written where the file says, before anything is trained for them."""
-    if experiment.storage.path is not None:
-        try:
-            probe(experiment.storage.path)
-        except CheckpointError as error:
-            raise ExperimentError([Problem("storage.path", None, str(error))]) from None
 
 
 def _cut_short(ledger: Ledger, launch: Launch, reason: BaseException) -> OrchestratorError:
@@ -252,6 +134,7 @@ def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch
             "leaks": look.get("duplicates", {}).get("across", {}),
         },
         "baseline": _baseline(asked),
+        "protocol": asked.family.protocol,
     }
     launch = Launch(
         new_id(), command, experiment.name, experiment.plain(), experiment.metric, experiment.mode, prepared.fingerprint, str(asked.folder),
@@ -365,22 +248,6 @@ def _outcome(
         left=left,
         problem=problem,
     )
-
-
-def estimate(asked: Asked, plan: Plan) -> float | None:
-    """Seconds that it takes, by the epochs of the newest launch of this experiment on this data; None if there was none."""
-    if not (home() / "ledger.sqlite").exists():
-        return None
-    ledger = Ledger(home())
-    try:
-        for launch in map(ledger.find, reversed(ledger.launches())):
-            if (launch.name, launch.fingerprint) == (asked.experiment.name, asked.prepared.fingerprint):
-                seconds = sorted(e.metrics["epoch_s"] for e in ledger.events(launch.id) if isinstance(e, EpochEnded))
-                if seconds:
-                    return round(seconds[len(seconds) // 2] * plan.epochs * plan.trials / plan.slots, 1)
-        return None
-    finally:
-        ledger.close()
 
 
 def refuse_if_all_failed(outcome: Outcome) -> None:

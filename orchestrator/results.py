@@ -47,6 +47,7 @@ class Trained(Result):
     error: str | None = None
     baseline: dict[str, float] = field(default_factory=dict)  # the same scores of what knows nothing of the inputs
     margin: tuple[float, float] | None = None  # by how much test beats it: the 95 % interval
+    protocol: str = ""  # how its metrics are measured, where one name could mean two things
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Swept(Result):
     mode: str = "max"
     baseline: dict[str, Any] = field(default_factory=dict)
     optimum: dict[str, float] = field(default_factory=dict)
+    protocol: str = ""
 
     def document(self) -> dict[str, Any]:
         data = {k: v for k, v in super().document().items() if k not in ("metric", "mode")}
@@ -89,6 +91,7 @@ class Leaderboard(Result):
     metric: str = ""
     baseline: dict[str, Any] = field(default_factory=dict)
     optimum: dict[str, float] = field(default_factory=dict)
+    protocol: str = ""
 
     def document(self) -> dict[str, Any]:
         data = super().document()

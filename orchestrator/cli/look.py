@@ -22,7 +22,8 @@ def runs(
     """The leaderboard, best first."""
     from orchestrator import api
 
-    output.result(api.runs(name, top=top, sweep=sweep), json)
+    board = api.runs(name, top=top, sweep=sweep)
+    output.result(board, json, output.measured(board.protocol))
 
 
 def ui(port: Annotated[int, typer.Option(min=0, max=65535, help="The port, on this machine only.")] = 5000) -> None:

@@ -64,6 +64,11 @@ def tables(several: Sequence[Sequence[dict[str, Any]]]) -> None:
             print()
 
 
+def measured(protocol: str) -> list[str]:
+    """How metrics are measured, where that isn't said by their names."""
+    return [f"measured: {protocol}"] if protocol else []
+
+
 def table(rows: Sequence[dict[str, Any]]) -> None:
     """Rows of one shape as a table."""
     keys = list(dict.fromkeys(key for row in rows for key in row))

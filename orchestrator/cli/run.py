@@ -28,7 +28,13 @@ def train(experiment: File, overrides: Overrides = None, address: Address = None
     output.result(
         done,
         json,
-        [best, *_baseline(done.baseline, done.margin), f"bundle: {done.bundle}", f"next: orchestrator promote {done.experiment}"],
+        [
+            best,
+            *_baseline(done.baseline, done.margin),
+            *output.measured(done.protocol),
+            f"bundle: {done.bundle}",
+            f"next: orchestrator promote {done.experiment}",
+        ],
     )
 
 
@@ -43,6 +49,7 @@ def sweep(experiment: File, overrides: Overrides = None, address: Address = None
         lines = [
             f"best: trial {done.best['trial']}  {scores}",
             *_baseline(done.best["baseline"], done.best["margin"]),
+            *output.measured(done.protocol),
             f"next: orchestrator promote {done.experiment}",
         ]
     output.result(done, json, lines)

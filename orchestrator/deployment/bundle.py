@@ -34,7 +34,7 @@ from orchestrator import names
 from orchestrator.errors import Failed, Refused
 from orchestrator.records.tracking import quiet_mlflow
 from orchestrator.training.trial import options
-from pipelines.encode import Encoder
+from pipelines.encode import HISTORY, Encoder
 from pipelines.schema import Schema
 
 FORMAT = 1
@@ -81,7 +81,8 @@ class Bundle(PythonModel):
             return value.tolist() if isinstance(value, np.ndarray) else value
 
         columns = {{name: [listed(v) for v in model_input[name]] for name in model_input.columns}}
-        answers, errors = self.answering.answer(self.net, self.encoder, pa.table(columns))
+        table = pa.table({{name: pa.array(values, from_pandas=True) for name, values in columns.items()}})  # NaN: missing
+        answers, errors = self.answering.answer(self.net, self.encoder, table)
         if errors:
             row, says = min(errors.items())
             raise ValueError(f"row {{row}}: {{says}}")
@@ -251,14 +252,28 @@ def _refuse_absolute(name: str, content: bytes, moved: set[str]) -> None:
 
 def _save_mlflow_model(path: Path, serving: Path, code: Path, example: tuple[pa.Table, pa.Table], encoder: Encoder) -> None:
     import mlflow.pyfunc
-    from mlflow.models.signature import infer_signature
 
     given, answers = (table.to_pandas() for table in example)
     mlflow.pyfunc.save_model(
         path=str(path),
         python_model=str(serving),
         code_paths=[str(code)],
-        signature=infer_signature(given, answers),
+        signature=_signature(given, answers, encoder),
         input_example=given,
         pip_requirements=[f"{name}=={metadata.version(name)}" for name in sorted({*REQUIREMENTS, *encoder.requires})],
     )
+
+
+def _signature(given: Any, answers: Any, encoder: Encoder) -> Any:
+    """MLflow's signature: what the example holds is required; what users and items are known by may come beside."""
+    from mlflow.models.signature import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, DataType
+    from mlflow.types import Schema as Columns
+    from mlflow.types.schema import Array
+
+    made = infer_signature(given, answers)
+    features = [column for columns in encoder.schema.features.values() for column in columns]
+    beside = [ColSpec(DataType.double if c.kind == "measure" else DataType.string, c.name, required=False) for c in features]
+    if len(made.inputs.inputs) > 1 and encoder.schema.inputs[1].kind == "id":
+        beside.append(ColSpec(Array(made.inputs.inputs[1].type), HISTORY, required=False))
+    return made if not beside else ModelSignature(Columns([*made.inputs.inputs, *beside]), made.outputs)

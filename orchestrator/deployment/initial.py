@@ -22,7 +22,6 @@ from orchestrator.records import tracking
 from orchestrator.training.transfer import Match, Origin, TransferError, freeze, match_with
 from orchestrator.training.trial import build_family
 from pipelines.encode import Encoder
-from pipelines.schema import Column
 
 from .registry import fetch
 
@@ -145,19 +144,14 @@ def _keep(weights: Path, folder: Path) -> Path:
     return kept
 
 
-def _recoded(bundle: Path, encoder: Encoder) -> tuple[tuple[str, int], ...]:
-    """The columns of texts and ids whose codes the bundle gives to other words, with the length of their vocabulary here.
-
-    The features of users and of items share a table each, as long as their vocabularies together.
-    """
+def _recoded(bundle: Path, encoder: Encoder) -> tuple[str, ...]:
+    """The columns of texts, ids and classes whose codes the bundle gives to other words."""
     stored: dict[str, Any] = json.loads((bundle / "encoder.json").read_text())["columns"]
     own: dict[str, Any] = json.loads(json.dumps(encoder.to_plain()))["columns"]
-    tables: dict[str, tuple[Column, ...]] = {
-        column.name: (column,) for column in (*encoder.schema.inputs, encoder.schema.target) if column.vocabulary > 1
-    }
-    tables |= {f"features of {name}": columns for name, columns in encoder.schema.features.items() if columns}
-    return tuple(
-        (name, sum(column.vocabulary for column in columns))
-        for name, columns in tables.items()
-        if any(stored.get(column.name) != own.get(column.name) for column in columns)
-    )
+    schema = encoder.schema
+    features = [column for columns in schema.features.values() for column in columns]
+    columns = [column for column in (*schema.inputs, *features) if column.vocabulary > 1]
+    found = [column.name for column in columns if stored.get(column.name) != own.get(column.name)]
+    classes = list(schema.classes)
+    there = json.loads((bundle / "model.json").read_text()).get("schema", {}).get("classes", classes)
+    return (*found, *([schema.target.name] if classes and there != classes else []))

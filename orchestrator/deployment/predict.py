@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from orchestrator.deployment.bundle import Bundle
 from orchestrator.errors import Failed, Refused
 from pipelines.answer import answer
+from pipelines.encode.arrow import is_bytes
 from pipelines.schema import DataError
 from pipelines.sources import files
 
@@ -141,10 +142,10 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         if self.suffix == ".parquet":
             self._out = pq.ParquetWriter(self.path, self._schema)
             return
-        nested = [field for field in self._schema if pa.types.is_nested(field.type)]
-        if nested:
+        unfit = [field for field in self._schema if pa.types.is_nested(field.type) or is_bytes(field.type)]
+        if unfit:
             raise Refused(
-                f"output '{self.target}': column '{nested[0].name}' is a {nested[0].type}, which {self.suffix} can't hold: write .parquet"
+                f"output '{self.target}': column '{unfit[0].name}' is a {unfit[0].type}, which {self.suffix} can't hold: write .parquet"
             )
         options = pa.csv.WriteOptions(delimiter="\t" if self.suffix == ".tsv" else ",")
         self._out = pa.csv.CSVWriter(self.path, self._schema, write_options=options)

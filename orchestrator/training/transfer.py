@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from models.family import Family
 from orchestrator import names
 
 Shape = tuple[int, ...]
@@ -23,12 +25,12 @@ class TransferError(ValueError):
 class Origin:
     """Weights to start from, as plain data. `weights`: a safetensors file; `said`: what they are and whose, to read.
 
-    `recoded`: (column, length of its vocabulary) of columns whose codes mean something else in the model that the weights are from.
+    `recoded`: columns whose codes (words, ids, classes) mean something else in the model that the weights are from.
     """
 
     weights: str
     said: str
-    recoded: tuple[tuple[str, int], ...] = ()
+    recoded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,27 +68,46 @@ def _list(items: Iterable[str], most: int = SHOWN) -> str:
     return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
-def match(own: Mapping[str, Shape], there: Mapping[str, Shape], recoded: Iterable[tuple[str, int]] = ()) -> Match:
-    """Tensors of the same name and shape. One whose rows are a vocabulary (its first dimension is as long) must mean the same words."""
-    lengths = {length: column for column, length in recoded}
+def match(own: Mapping[str, Shape], there: Mapping[str, Shape], recoded: Mapping[str, str] | None = None) -> Match:
+    """Tensors of the same name and shape. `recoded`: tensor -> column, of those whose rows are codes that mean something else there."""
     matched, left = [], []
     for name, shape in own.items():
         if name not in there:
             left.append((name, "not there"))
         elif there[name] != shape:
             left.append((name, f"{_size(shape)}, there {_size(there[name])}"))
-        elif shape and shape[0] in lengths:
-            left.append((name, f"a row for each code of '{lengths[shape[0]]}', whose vocabulary is another one there"))
+        elif recoded and name in recoded:
+            left.append((name, f"its rows are the codes of '{recoded[name]}', which mean something else there"))
         else:
             matched.append(name)
     return Match(tuple(matched), tuple(left), tuple(name for name in there if name not in own))
+
+
+def coded_by(family: Family, column: str) -> set[str]:
+    """The tensors of a network whose shape follows from how many codes a column (the target: classes) has."""
+    with torch.random.fork_rng(devices=[]):
+        longer = type(family)(family.config, _longer(family.schema, column))
+    shapes = {name: tensor.shape for name, tensor in family.state_dict().items()}
+    return {name for name, tensor in longer.state_dict().items() if tensor.shape != shapes.get(name)}
+
+
+def _longer(schema: Any, column: str) -> Any:
+    """The schema with one code more of a column."""
+
+    def one(found: Any) -> Any:
+        return replace(found, vocabulary=found.vocabulary + 1) if found.name == column else found
+
+    if column == schema.target.name:
+        return replace(schema, classes=(*schema.classes, ""), counts=(*schema.counts, 1))
+    features = {name: tuple(map(one, columns)) for name, columns in schema.features.items()}
+    return replace(schema, inputs=tuple(map(one, schema.inputs)), features=features)
 
 
 def _size(shape: Shape) -> str:
     return " x ".join(map(str, shape)) or "a number"
 
 
-def match_with(family: nn.Module, origin: Origin) -> Match:
+def match_with(family: Family, origin: Origin) -> Match:
     """What of the weights fits a network. Raises TransferError if no parameter does, or the file can't be read."""
     own = {name: tuple(tensor.shape) for name, tensor in family.state_dict().items()}
     try:
@@ -94,14 +115,14 @@ def match_with(family: nn.Module, origin: Origin) -> Match:
             there = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  it is no mapping
     except (OSError, SafetensorError) as error:
         raise TransferError(f"can't read the weights '{origin.weights}' of {origin.said}: {error}") from None
-    found = match(own, there, origin.recoded)
+    found = match(own, there, {name: column for column in origin.recoded for name in coded_by(family, column)})
     if not {name for name, _ in family.named_parameters()} & set(found.matched):
         raise TransferError(f"nothing of {origin.said} fits this network: {found}")
     return found
 
 
 @torch.no_grad()
-def load(family: nn.Module, origin: Origin) -> Match:
+def load(family: Family, origin: Origin) -> Match:
     """Copy the weights that fit into a network. Raises TransferError if none does."""
     found, own = match_with(family, origin), family.state_dict()
     with safe_open(origin.weights, "pt") as file:

@@ -57,14 +57,14 @@ def test_a_bundle_s_weights_are_copied_once_by_their_content_and_outlive_it(tmp_
     assert kept[0].said == f"{one} (other, run 20260101-1)"
 
 
-def test_a_column_with_other_words_is_named_with_the_length_of_its_vocabulary(tmp_path: Path) -> None:
+def test_a_column_with_other_words_is_named(tmp_path: Path) -> None:
     folder = bundle(tmp_path / "there", Words(("good", "bad", "film")), {"w": torch.zeros(1)})
     same, other = Words(("good", "bad", "film")), Words(("good", "bad", "book"))
     assert find(str(folder), same, tmp_path / "init").recoded == ()  # type: ignore[arg-type]
-    assert find(str(folder), other, tmp_path / "init").recoded == (("text", 3),)  # type: ignore[arg-type]
+    assert find(str(folder), other, tmp_path / "init").recoded == ("text",)  # type: ignore[arg-type]
 
 
-def test_features_share_a_table_and_a_number_has_no_vocabulary(tmp_path: Path) -> None:
+def test_features_with_other_words_are_named_and_a_number_has_none(tmp_path: Path) -> None:
     def encoder(genre: str, mean: float) -> Any:
         made = Words(())
         columns = (Column("genre", "words", vocabulary=5), Column("year", "measure", vocabulary=1))
@@ -76,7 +76,7 @@ def test_features_share_a_table_and_a_number_has_no_vocabulary(tmp_path: Path) -
 
     folder = bundle(tmp_path / "there", encoder("drama", 30.0), {"w": torch.zeros(1)})
     assert find(str(folder), encoder("drama", 40.0), tmp_path / "init").recoded == ()
-    assert find(str(folder), encoder("comedy", 30.0), tmp_path / "init").recoded == (("features of item", 6),)
+    assert find(str(folder), encoder("comedy", 30.0), tmp_path / "init").recoded == ("genre",)
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,23 @@ def test_a_nested_column_is_refused_where_text_is_to_be_written(
     assert predicting.predict(bundle, source, tmp_path / "out.parquet") == (40, 0)
 
 
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(4)])
+@pytest.mark.parametrize("wanted", [".csv", ".tsv"])
+def test_bytes_are_refused_where_text_is_to_be_written(tmp_path: Path, kind: pa.DataType, wanted: str) -> None:
+    table = pa.table({"id": [1], "prediction": pa.array([b"\x89PNG"], kind)})
+
+    def fill(writer: predicting.Writer) -> tuple[int, int, str | None]:
+        writer.write(table)
+        return 1, 0, None
+
+    (tmp_path / "in.parquet").touch()
+    with pytest.raises(Refused, match=rf"column 'prediction' is a .*, which {wanted} can't hold: write .parquet"):
+        predicting.write_whole(tmp_path / "in.parquet", tmp_path / f"out{wanted}", fill)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.parquet"]
+    assert predicting.write_whole(tmp_path / "in.parquet", tmp_path / "out.parquet", fill) == (1, 0)
+    assert read(tmp_path / "out.parquet")[0]["prediction"] == b"\x89PNG"
+
+
 @pytest.mark.parametrize("separator", [";", "\t"])
 def test_a_csv_is_read_as_in_training(bundle: Bundle, frame: pd.DataFrame, tmp_path: Path, separator: str) -> None:
     text = frame.assign(image=[json.dumps(v) for v in frame["image"]], note=["", "x"] * 20)

@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from models.lstm import LSTM
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.training import checkpoint
-from orchestrator.training.transfer import Origin, TransferError, freeze, load, match
+from orchestrator.training.transfer import Origin, TransferError, coded_by, freeze, load, match
 from orchestrator.training.trial import Job, build_family, run
 from pipelines.prepare import Prepared
+from pipelines.schema import Column, Schema
 from tests.conftest import MakeExperiment, MakeJob
 
 STILL = ("optimizer={name: sgd, lr: 1e-30, momentum: 0}", "training.epochs=1")
@@ -68,12 +70,27 @@ def test_a_sentence_names_a_few_tensors_and_counts_the_rest() -> None:
     assert str(match({"a": (1,)}, {"a": (1,)})) == "1 of 1 tensors matched"
 
 
-def test_rows_of_another_vocabulary_are_not_taken() -> None:
+def test_rows_that_mean_something_else_there_are_not_taken() -> None:
     shapes = {"embedding.weight": (500, 16), "bias": (500,), "cell.weight": (64, 16)}
-    found = match(shapes, shapes, [("text", 500)])
+    found = match(shapes, shapes, {"embedding.weight": "text", "bias": "text"})
     assert found.matched == ("cell.weight",)
-    assert dict(found.left)["embedding.weight"] == "a row for each code of 'text', whose vocabulary is another one there"
-    assert match(shapes, shapes).matched == tuple(shapes)
+    assert dict(found.left)["embedding.weight"] == "its rows are the codes of 'text', which mean something else there"
+
+
+def test_only_what_grows_with_a_vocabulary_is_coded_by_it_not_what_happens_to_be_as_long() -> None:
+    """512 words, and 4 gates of 128: the LSTM's own weights have 512 rows too."""
+    schema = Schema((Column("text", "text", vocabulary=512),), Column("label", "class"), ("a", "b"), (1, 1))
+    net = LSTM(LSTM.Config(embedding=8, hidden=128), schema)
+    before = torch.get_rng_state()
+    assert coded_by(net, "text") == {"embedding.weight"}
+    assert coded_by(net, "label") == {"head.weight", "head.bias"}
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_head_of_other_classes_is_not_taken(net: nn.Module, origin: Origin) -> None:
+    found = load(net, dataclasses.replace(origin, recoded=("label",)))
+    assert {name for name, _ in found.left} == {"classifier.2.weight", "classifier.2.bias"}
+    assert "features.0.weight" in found.matched
 
 
 def test_a_run_s_record_has_the_source_the_counts_and_the_names() -> None:

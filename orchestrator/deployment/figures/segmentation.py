@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from models.family import Batch, Family, Outputs
@@ -54,11 +53,11 @@ class Segmentation:
         most = max(1, len(self.classes) - 1)
         for axes, (image, truth, guess) in zip(grid, self.examples, strict=True):
             low, high = image.min(), image.max()
-            picture = ((image - low) / (high - low).clamp_min(1e-6)).permute(1, 2, 0)
+            picture = ((image - low) / (high - low).clamp_min(1e-6)).permute(1, 2, 0).numpy()
             axes[0].imshow(picture[..., 0] if picture.shape[2] == 1 else picture, cmap="gray")
-            ignored = torch.where((truth >= 0) & (truth < len(self.classes)), truth, -1).float()
-            axes[1].imshow(ignored.masked_fill(ignored < 0, float("nan")), cmap="viridis", vmin=0, vmax=most, interpolation="nearest")
-            axes[2].imshow(guess.float(), cmap="viridis", vmin=0, vmax=most, interpolation="nearest")
+            counted = (truth >= 0) & (truth < len(self.classes))
+            for place, mask in ((axes[1], truth.float().masked_fill(~counted, float("nan"))), (axes[2], guess.float())):
+                place.imshow(mask.numpy(), cmap="viridis", vmin=0, vmax=most, interpolation="nearest")
             for each in axes:
                 each.axis("off")
         for axes, title in zip(grid[0], ("image", "truth", "prediction"), strict=True):

@@ -275,6 +275,7 @@ def _run_tags(launch: Launch, trial: int | None, key: str, kind: str, parent: st
         "orchestrator.mode": launch.mode,
         "orchestrator.fingerprint": launch.fingerprint,
         "orchestrator.baseline": json.dumps(about.get("baseline") or {}),
+        "orchestrator.protocol": str(about.get("protocol", "")),
         "orchestrator.optimum": json.dumps(about.get("data", {}).get("optimum") or {}),
         "orchestrator.state": "running",
         "orchestrator.seed": str(launch.experiment["training"]["seed"]),
