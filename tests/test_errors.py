@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import warnings
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,3 +58,22 @@ def test_an_error_carries_its_key_and_what_there_is_to_show_all_the_same() -> No
     error = Failed("it broke", key="--run", result="half of it")
     assert (str(error), error.result) == ("--run: it broke", "half of it")
     assert error.document() == {"errors": [{"key": "--run", "line": None, "message": "it broke"}]}
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_its_trace_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    from orchestrator import api
+    from orchestrator.cli import app
+
+    def broken() -> None:
+        raise ZeroDivisionError("nobody\nforesaw it")
+
+    monkeypatch.setattr(api, "schema", broken)
+    monkeypatch.setattr("sys.argv", ["orchestrator", "schema"])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as ended:
+        app.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert said.startswith("error: ZeroDivisionError: nobody foresaw it; the whole trace: ")
+    trace = Path(said.strip().rpartition(" ")[2])
+    assert "in broken" in trace.read_text()
+    trace.unlink()

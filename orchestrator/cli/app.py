@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
+import traceback
 import warnings
 from typing import Any
 
 import typer
 
 from orchestrator.cli import deploy, look, output, run
-from orchestrator.errors import Interrupted, Note, OrchestratorError, Refused
+from orchestrator.errors import Failed, Interrupted, Note, OrchestratorError, Refused
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -59,7 +61,16 @@ def main() -> None:
             if error.format_message():  # none where the help was printed
                 output.error(Refused(f"{error.format_message()} (see orchestrator --help)"), as_json)
             sys.exit(2)
-        raise
+        output.error(_unforeseen(error), as_json)
+        sys.exit(1)
+
+
+def _unforeseen(error: Exception) -> Failed:
+    """An error that nobody foresaw, in one line; its trace is kept in a file."""
+    with tempfile.NamedTemporaryFile("w", prefix="orchestrator-error-", suffix=".txt", delete=False) as kept:
+        traceback.print_exception(error, file=kept)
+    said = " ".join(str(error).split())[:300] or "no message"
+    return Failed(f"{type(error).__name__}: {said}; the whole trace: {kept.name}")
 
 
 def _interrupt(signum: int, frame: Any) -> None:
