@@ -75,5 +75,9 @@ def _baseline(scores: dict[str, float], margin: tuple[float, float] | None) -> l
     """What knowing nothing of the inputs scores on test, and by how much the model is better."""
     if not scores:
         return []
-    better = "" if margin is None else f"; better by {margin[0]:.4f} to {margin[1]:.4f} (95 %)"
+    better = ""
+    if margin is not None and margin[1] < 0:
+        better = f"; the model is worse, by {-margin[1]:.4f} to {-margin[0]:.4f} (95 %)"
+    elif margin is not None:
+        better = f"; better by {margin[0]:.4f} to {margin[1]:.4f} (95 %)" if margin[0] > 0 else "; no better by more than noise"
     return [f"baseline: {'  '.join(f'{k} {v:.4f}' for k, v in scores.items())}{better}"]

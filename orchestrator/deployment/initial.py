@@ -72,9 +72,18 @@ class Starts:
         notes += [f"init_from may be {origin.said}" for written, origin in self.origins.items() if written != model.init_from]
         if model.freeze:
             trained, whole = self.trained
-            values = "" if model.init_from or self.origins else ", at random values: there is no model.init_from"
+            values = self._at_random()
             notes.append(f"frozen: {', '.join(model.freeze)}{values}; {trained:,} of {whole:,} parameters are trained")
         return tuple(notes)
+
+    def _at_random(self) -> str:
+        """Of what is frozen, what no weights were loaded for."""
+        found = self._matches.get(_key(self.experiment))
+        if found is None:
+            return "" if self.origins else ", at random values: there is no model.init_from"
+        parts = self.experiment.model.freeze
+        random = [name for name, _ in found.left if any(name == part or name.startswith(f"{part}.") for part in parts)]
+        return f", of which at random values: {', '.join(random[:4])}{' ...' if len(random) > 4 else ''}" if random else ""
 
 
 def _key(experiment: Experiment) -> str:

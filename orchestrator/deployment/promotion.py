@@ -168,9 +168,10 @@ def _doubt(challenger: Challenger, scores: dict[str, float]) -> str | None:
     if margin is None or margin[0] > 0:
         return None
     name = json.loads(challenger.run.tags.get("orchestrator.baseline") or "{}").get("name") or "the baseline"
+    how = "worse than" if margin[1] < 0 else "not better than"
     return (
-        f"{challenger.metric} {scores[challenger.metric]:.4f} is not better than the baseline ({name}: "
-        f"{baseline[challenger.metric]:.4f}) by more than its noise: 95 % of the resampled differences lie between "
+        f"{challenger.metric} {scores[challenger.metric]:.4f} is {how} the baseline ({name}: {baseline[challenger.metric]:.4f})"
+        f"{'' if margin[1] < 0 else ' by more than its noise'}: 95 % of the resampled differences lie between "
         f"{margin[0]:.4f} and {margin[1]:.4f}"
     )
 

@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from orchestrator.deployment.bundle import Bundle
 from orchestrator.deployment.predict import Writer, errors_of, read, write_whole
 from orchestrator.errors import Refused
 from pipelines.encode import HISTORY
-from pipelines.encode.arrow import is_list, is_text
-from pipelines.encode.features import SEPARATOR
+from pipelines.encode.arrow import is_list
+from pipelines.encode.ids import as_ids
 from pipelines.ragged import Columns, Ragged, by_size, in_memory, take
 from pipelines.schema import DataError
 
@@ -75,7 +74,7 @@ class Request:
         features = [c.name for c in self.encoder.schema.features.get(self.user, ()) if c.name in table.column_names]
         if self.user not in table.column_names:
             raise DataError(f"no column '{self.user}'; the input has: {', '.join(table.column_names)}")
-        self.first, user_of_row = _each_once(table[self.user])
+        self.first, user_of_row = _each_once(as_ids(table[self.user], self.user))
         once = table.take(pa.array(self.first))
         arrays, self.errors = self.encoder.arrays(once, [self.user, *features])
         columns = dict(in_memory(arrays))
@@ -122,14 +121,13 @@ class Request:
         ids = self.encoder.columns[self.item]
         users, codes = [], []
         for name in [name for name in (self.item, HISTORY) if name in table.column_names]:
-            raw, of_value = table[name], user_of_row
-            if name == HISTORY and is_text(raw.type):
-                raw = pc.split_pattern(raw, SEPARATOR)
-            if is_list(raw.type):
-                lists = raw.combine_chunks()
-                raw, of_value = pa.chunked_array([lists.flatten()]), np.repeat(of_value, pc.fill_null(lists.value_lengths(), 0).to_numpy())
-            users.append(of_value)
-            codes.append(ids.codes(raw))
+            if name == HISTORY or is_list(table[name].type):
+                lists = ids.lists(table[name], name)
+                users.append(np.repeat(user_of_row, lists.sizes[:, 0].numpy()))
+                codes.append(lists.values.numpy())
+            else:
+                users.append(user_of_row)
+                codes.append(ids.codes(table[name]))
         if not codes:
             return None
         whose = np.concatenate(users)

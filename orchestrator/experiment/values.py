@@ -34,7 +34,8 @@ def adapter(cls: type) -> TypeAdapter[Any]:
 
 def sentence(message: str) -> str:
     """A message of pydantic's as ours begin."""
-    return message.removeprefix("Value error, ").replace("Input should be", "it must be")
+    said = message.removeprefix("Value error, ").replace("Input should be", "it must be")
+    return said.replace("a valid tuple", "a list, such as [32]").replace("a valid dictionary", "a mapping, such as {key: value}")
 
 
 def jsonable(value: Any) -> Any:

@@ -112,6 +112,9 @@ def read_wav(data: bytes) -> tuple[np.ndarray, int]:
 
     if not _is_wav(data):
         raise DataError("no WAV file" if data else "it is empty")
+    lacking = _cut_off(data)
+    if lacking:
+        raise DataError(f"a WAV file that was cut off: {lacking} bytes are missing; get it again")
     try:
         samples, rate = soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, ValueError, TypeError) as error:
@@ -122,6 +125,18 @@ def read_wav(data: bytes) -> tuple[np.ndarray, int]:
     if not np.isfinite(samples).all():
         raise DataError("it holds NaN or infinity")
     return np.ascontiguousarray(samples.mean(1, dtype=np.float32)), int(rate)
+
+
+def _cut_off(data: bytes) -> int:
+    """Bytes of samples that the header promises and the file hasn't got; a stream's header, which promises none or all, says nothing."""
+    order: Any = "big" if data[:4] == b"RIFX" else "little"
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], order)
+        if data[at : at + 4] == b"data":
+            return 0 if size in (0, 0xFFFFFFFF) else max(0, at + 8 + size - len(data))
+        at += 8 + size + size % 2
+    return 0
 
 
 def log_mels(data: bytes, rate: int, mels: int) -> np.ndarray:

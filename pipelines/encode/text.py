@@ -51,7 +51,9 @@ class TextEncoder:
         return cls(replace(column, vocabulary=made.get_vocab_size()), json.loads(made.to_str()))
 
     def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[Ragged, Errors]:
-        """Codes of each row's words; only a column of another type than text doesn't fit."""
+        """Codes of each row's words. Numbers are the texts that they are written as: a CSV of '12' and '13.5' holds numbers."""
+        if pa.types.is_integer(raw.type) or pa.types.is_floating(raw.type):
+            raw = raw.cast(pa.string())
         if not (is_text(raw.type) or pa.types.is_null(raw.type)):
             return Ragged.of(np.zeros(0, np.int32), np.zeros(len(raw), np.int64)), dict.fromkeys(range(len(raw)), f"{raw.type} is no text")
         if not self._made:

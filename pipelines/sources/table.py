@@ -88,6 +88,8 @@ def _choose(config: Config, names: list[str]) -> tuple[str, list[str]]:
     if target in (config.inputs or ()) or target in config.drop:
         key = "inputs" if target in (config.inputs or ()) else "drop"
         raise DataError(f"'{target}' is the target; take it out of data.{key}", f"data.{key}")
+    if both := [name for name in config.inputs or () if name in config.drop]:
+        raise DataError(f"'{both[0]}' is in data.inputs and in data.drop; take it out of one", "data.drop")
     wanted = names if config.inputs is None else config.inputs
     inputs = [name for name in names if name in wanted and name not in config.drop and name != target]
     if not inputs:

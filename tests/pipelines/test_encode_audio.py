@@ -187,3 +187,14 @@ def test_more_bands_than_a_rate_can_tell_apart_are_refused() -> None:
     with pytest.raises(DataError, match="128 bands are too many at 8000 samples a second; 40 are usual") as caught:
         check_bands(8_000, 128)
     assert caught.value.key == "data.mels"
+
+
+def test_a_recording_that_was_cut_off_is_no_shorter_recording() -> None:
+    made = io.BytesIO()
+    soundfile.write(made, np.zeros(8000), 8000, format="WAV", subtype="PCM_16")
+    whole = made.getvalue()
+    with pytest.raises(DataError, match="cut off: 8000 bytes are missing"):
+        read_wav(whole[:-8000])
+    assert len(read_wav(whole)[0]) == 8000
+    streamed = whole[:40] + b"\xff\xff\xff\xff" + whole[44:]  # a header that was written before the length was known
+    assert len(read_wav(streamed)[0]) > 0

@@ -83,9 +83,16 @@ def test_many_texts_are_encoded_in_order(kind: pa.DataType, encoder: TextEncoder
 
 
 def test_a_column_that_is_no_text_is_an_error_of_its_rows(encoder: TextEncoder) -> None:
-    array, errors = encoder.array(chunked([1, 2]))
-    assert errors == {0: "int64 is no text", 1: "int64 is no text"}
-    assert array.sizes[:, 0].tolist() == [0, 0]
+    _, errors = encoder.array(chunked([[1], [2]]))
+    assert errors == {0: "list<item: int64> is no text", 1: "list<item: int64> is no text"}
+
+
+def test_numbers_are_the_texts_that_they_are_written_as(encoder: TextEncoder) -> None:
+    """A CSV of a few short texts may hold nothing else."""
+    found = TextEncoder.fit(COLUMN, chunked(["12 and 12", "13"]))
+    array, errors = found.array(chunked([12, 13]))
+    assert errors == {}
+    assert array.values.tolist() == [found.tokenizer["model"]["vocab"]["12"], 1]
 
 
 def test_what_is_stored_is_json_and_encodes_the_same(encoder: TextEncoder) -> None:
