@@ -16,11 +16,15 @@ BASELINE = "majority class"
 
 
 def weights(kind: ClassWeights, counts: Sequence[int]) -> Tensor | None:
-    """[C] float32, with a mean of 1 over the training rows: rows / (classes * rows of the class), as scikit-learn's 'balanced'."""
-    if kind == "none":
+    """[C] float32, with a mean of 1 over the training rows: rows / (classes * rows of the class), as scikit-learn's 'balanced'.
+
+    A class without training rows weighs nothing, and isn't counted among the classes. None where no rows are known.
+    """
+    if kind == "none" or not sum(counts):
         return None
     rows = torch.tensor(counts, dtype=torch.float32)
-    return rows.sum() / (len(rows) * rows.clamp_min(1))
+    there = rows > 0
+    return torch.where(there, rows.sum() / (there.sum() * rows.clamp_min(1)), 0.0)
 
 
 def loss(outputs: Tensor, label: Tensor, weight: Tensor | None, smoothing: float, training: bool) -> Tensor:

@@ -62,6 +62,7 @@ class Pairs(Family):
             for column, touches_rows in ((user, True), (item, self._touches_rows()))
         )
         self.seen = ranking.Seen(user.vocabulary, item.vocabulary - 1)
+        self._count()
 
     def _is_sparse(self, vocabulary: int, touches_rows: bool) -> bool:
         sparse: str = self.config.sparse
@@ -79,6 +80,13 @@ class Pairs(Family):
         seen = {key.removeprefix("seen."): values for key, values in tables.items() if key.startswith("seen.")}
         if seen:
             self.seen.bind(seen)
+        self._count()
+
+    popularity: Tensor  # [V] float32: the log of each item's share of the training rows, a code without any taken for half a row
+
+    def _count(self) -> None:
+        rows = self.items.rows.float().clamp_min(0.5)
+        self.register_buffer("popularity", (rows / self.items.rows.sum().clamp_min(1)).log(), persistent=False)
 
     @classmethod
     def misfit(cls, schema: Schema) -> str | None:
@@ -118,7 +126,7 @@ class Pairs(Family):
             return vectors, source
         codes = batch["history"]
         known = self.items.trained[codes] & (torch.arange(codes.shape[1], device=codes.device) < batch["history.sizes"])
-        liked = self.scorer.item(self.items(codes.flatten())).view(*codes.shape, -1) * known[..., None]
+        liked = self.scorer.item(self.items(codes.flatten())).view(*codes.shape, self.scorer.width) * known[..., None]
         mean = liked.sum(1) / known.sum(1, keepdim=True).clamp_min(1)
         mean = torch.cat([mean[:, :-1], torch.zeros_like(mean[:, -1:])], 1)
         fill = (source == 3) & known.any(1)
@@ -147,15 +155,10 @@ class Pairs(Family):
         """[U, N] of every item, for users' vectors; popularity where nothing is known."""
         scores: Tensor = self.scorer.all(users, self.scorer.item(self.items.all()))
         unknown = ~(self.items.trained | (self.items.starts.diff() > 0))[1:]
-        popular = self.popularity()[1:]
+        popular = self.popularity[1:]
         if unknown.any():
             scores = torch.where(unknown, popular, scores)
         return torch.where((source == 3)[:, None], popular, scores) if (source == 3).any() else scores
-
-    def popularity(self) -> Tensor:
-        """[V] float32: the log of each item's share of the training rows, a code without any taken for half a row."""
-        rows = self.items.rows.float().clamp_min(0.5)
-        return (rows / self.items.rows.sum().clamp_min(1)).log()
 
     def top_k(self, batch: Batch, k: int) -> dict[str, Any]:
         """The best items of users: `items` [B, k] codes (0: none left), `scores`, `answered_by`.

@@ -19,6 +19,7 @@ from .metrics import Mean, Metric
 
 PLACES = 20  # the largest k
 COVERED = 10  # the places that count for coverage
+NOWHERE = torch.iinfo(torch.int64).max  # the rank of what has no place: absent, or of no score
 SORTED = 64  # more held-out items than this are placed by sorting
 
 
@@ -81,11 +82,18 @@ class Seen(nn.Module):
 
 
 def ranks(scores: Tensor, wanted: Tensor) -> Tensor:
-    """The place, from 0, of scores `wanted` [B, P] among `scores` [B, N], themselves not counted; ties count half: [B, P] int64."""
+    """The place, from 0, of scores `wanted` [B, P] among `scores` [B, N], themselves not counted; ties count half: [B, P] int64.
+
+    NaN is no score: it comes after all that are, at NOWHERE.
+    """
     if wanted.shape[1] == 0:
         return wanted.long()
+    return _places(scores, wanted).masked_fill(wanted.isnan(), NOWHERE)
+
+
+def _places(scores: Tensor, wanted: Tensor) -> Tensor:
     if wanted.shape[1] > SORTED:
-        ordered = scores.sort(1).values.contiguous()
+        ordered = scores.masked_fill(scores.isnan(), -math.inf).sort(1).values.contiguous()
         above = scores.shape[1] - torch.searchsorted(ordered, wanted.contiguous(), right=True)
         at_least = scores.shape[1] - torch.searchsorted(ordered, wanted.contiguous())
         return above + (at_least - above) // 2
@@ -97,7 +105,7 @@ def ranks(scores: Tensor, wanted: Tensor) -> Tensor:
 
 def placed(rank: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
     """(`hits` [B, PLACES] bool, `first` [B] int64) of the ranks [B, P] of held-out items; `inside`: which of them there are."""
-    far = torch.where(inside, rank, torch.iinfo(torch.int64).max)
+    far = torch.where(inside, rank, NOWHERE)
     hits = torch.zeros(len(rank), PLACES + 1, dtype=torch.bool, device=rank.device)
     hits.scatter_(1, far.clamp_max(PLACES), True)
     first = far.amin(1) if rank.shape[1] else far.new_zeros(len(rank))

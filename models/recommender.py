@@ -36,9 +36,13 @@ class Recommender(Pairs):
         self.register_buffer("limits", torch.tensor([-4.0, 4.0]), persistent=False)
 
     def bind(self, tables: Mapping[str, Tensor]) -> None:
+        """See Family. Raises ValueError where the loss has nothing to tell apart."""
         super().bind(tables)
         if "rating.range" in tables:
             target = self.schema.target
+            low, high = tables["rating.range"].tolist()
+            if self.config.loss == "bce" and low == high:
+                raise ValueError(f"model.loss: bce needs ratings that differ, and all of the training rows' are {low:g}; use mse")
             self.register_buffer("limits", (tables["rating.range"] - target.mean) / target.std, persistent=False)
 
     @classmethod
@@ -106,7 +110,9 @@ class Ranker(Pairs):
 
     task = "ranking"
     metrics = ranking.METRICS
-    protocol = "hr, ndcg, mrr, recall: held-out items among 99 that the user has never had; full_*, coverage: among all items not seen before"
+    protocol = (
+        "hr, ndcg, mrr, recall: held-out items among 99 that the user has never had; full_*, coverage: among all items not seen before"
+    )
     baseline_name = "popularity"
 
     @classmethod
@@ -164,7 +170,8 @@ class Ranker(Pairs):
             rows = ranking.sampled_softmax(positive, others, log_q, self.seen.had(batch[self.user], drawn))
         else:
             drawn = self.seen.negatives(batch[self.user], count)
-            others = self.scorer.pairs(users, self._once(self.items, drawn.flatten() + 1, self.scorer.item).view(*drawn.shape, -1))
+            vectors = self._once(self.items, drawn.flatten() + 1, self.scorer.item)
+            others = self.scorer.pairs(users, vectors.view(*drawn.shape, self.scorer.width))
             pairwise = F.softplus(others - positive[:, None]).mean(1)
             rows = pairwise if self.config.loss == "bpr" else F.softplus(-positive) + F.softplus(others).sum(1)
         return {"loss": rows + self.penalty(users, items)}
@@ -177,7 +184,7 @@ class Ranker(Pairs):
         users, of_user = self.user_vectors(batch)
         items, of_item = self.item_vectors(batch)
         popular = torch.maximum(of_user, of_item) == 3
-        return torch.where(popular, self.popularity()[batch[self.item]], self.scorer.pairs(users, items))
+        return torch.where(popular, self.popularity[batch[self.item]], self.scorer.pairs(users, items))
 
     def _user_scores(self, codes: Tensor) -> Tensor:
         return self.all_scores(*self.user_vectors({self.user: codes}))
@@ -194,7 +201,7 @@ class Ranker(Pairs):
         distinct, place = torch.unique(batch[self.user], return_inverse=True)
         scores = scores_of(distinct)
         found: dict[str, Tensor] = {"total": scores.logsumexp(1)[place]}
-        unknown = self.popularity()[:1].expand(len(scores), 1)  # the score of code 0
+        unknown = self.popularity[0]  # the score of code 0
         row = torch.zeros(len(distinct), dtype=torch.int64, device=place.device)
         firsts = batch["held"].nonzero()[:, 0]
         row[place[firsts]] = firsts
@@ -220,16 +227,16 @@ class Ranker(Pairs):
 
     def baseline(self, batch: Batch) -> dict[str, Tensor]:
         if "held" not in batch:
-            return {"score": self.popularity()[batch[self.item]], "total": self.popularity()[1:].logsumexp(0).expand(len(batch[self.item]))}
-        return self._in_blocks(batch, lambda codes: self.popularity()[1:].repeat(len(codes), 1))
+            return {"score": self.popularity[batch[self.item]], "total": self.popularity[1:].logsumexp(0).expand(len(batch[self.item]))}
+        return self._in_blocks(batch, lambda codes: self.popularity[1:].repeat(len(codes), 1))
 
 
 def _taken(scores: Tensor, codes: Tensor, unknown: Tensor, place: Tensor | None = None) -> Tensor:
-    """Scores [U, N] of item codes [B, C], each row's user being `place` (default: its own row); `unknown` [U, 1] is that of code 0."""
+    """Scores [U, N] of item codes [B, C], each row's user being `place` (default: its own row); `unknown` [] is that of code 0."""
     if place is None:
         return torch.where(codes > 0, scores.gather(1, (codes - 1).clamp_min(0)), unknown)
     found = scores.flatten()[place[:, None] * scores.shape[1] + (codes - 1).clamp_min(0)]
-    return torch.where(codes > 0, found, unknown[0])
+    return torch.where(codes > 0, found, unknown)
 
 
 def _spread(values: Tensor, place: Tensor, firsts: Tensor) -> Tensor:

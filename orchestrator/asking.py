@@ -66,6 +66,7 @@ def ask(path: Path, overrides: Sequence[str]) -> Asked:
         )
     try:
         family = build_family(experiment, prepared.schema, str(folder))
+        family.bind(prepared.tables())
     except ValueError as error:
         raise ExperimentError([Problem("model", None, str(error))]) from None
     _check_augment(experiment, prepared)

@@ -30,7 +30,7 @@ def file_of(folder: Path, part: str) -> Path:
 
 def make(tables: Mapping[str, pa.Table], user: str, item: str, seed: int) -> dict[str, pa.Table]:
     """The candidates of validation and test. A negative is no positive of its user in any part."""
-    users, items = (pa.chunked_array([c for part in PARTS for c in as_ids(tables[part][name]).chunks]) for name in (user, item))
+    users, items = (pa.chunked_array([c for part in PARTS for c in as_ids(tables[part][name], name).chunks]) for name in (user, item))
     user_codes, _ = _codes(users)
     item_codes, names = _codes(items)
     positives = Positives(user_codes, item_codes, len(names))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from . import candidates, sides
 from .encode import KINDS, Encoder
+from .fingerprint import hash_files, hash_raw
 from .look import look_at
 from .ragged import Ragged
 from .raw import Load, Raw
@@ -94,7 +95,7 @@ def _prepare(source: str, load: Load, config: Any, split_config: SplitConfig, ca
         content = hash_files(config.files())
     else:
         raw = load(config)
-        content = hash_table(raw.table)
+        content = hash_raw(raw)
     options = {k: v for k, v in dataclasses.asdict(config).items() if k != "path"}
     identity = json.dumps([FORMAT, source, options, dataclasses.asdict(split_config), content], sort_keys=True, default=str)
     fingerprint = xxhash.xxh3_128_hexdigest(identity.encode())
@@ -110,29 +111,15 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _without_split_column(raw: Raw, config: Any, split_config: SplitConfig) -> Raw:
-    """What a split goes by (a speaker, a day, 'test') is no input, unless `inputs` names it."""
+    """What a split goes by (a speaker, a day) is no input, unless `inputs` names it or it is a user or an item. Raises DataError."""
     if split_config.by is None or split_config.column in (getattr(config, "inputs", None) or ()):
         return raw
-    return dataclasses.replace(raw, inputs=tuple(column for column in raw.inputs if column.name != split_config.column))
-
-
-def hash_files(files: list[tuple[str, Path]]) -> str:
-    """xxh3 of names and contents; names are relative, so that a moved folder is the same data."""
-    digest = xxhash.xxh3_128()
-    for name, path in files:
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def hash_table(table: pa.Table) -> str:
-    """xxh3 of a table's content, however it is chunked."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks(), max_chunksize=65536)
-    return xxhash.xxh3_128_hexdigest(sink.getvalue())
+    inputs = tuple(column for column in raw.inputs if column.name != split_config.column or column.kind == "id")
+    if not inputs:
+        raise DataError(
+            f"'{split_config.column}' is the only input, and what a split goes by is none; name another column", "data.split.column"
+        )
+    return dataclasses.replace(raw, inputs=inputs)
 
 
 def _write(raw: Raw, config: SplitConfig, fingerprint: str, folder: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MOST_CELLS = 1 << 22  # of the rows of one evaluation batch, padded: bounds the memory that large rows take
+MOST_CELLS = 1 << 22  # numbers in a column of one evaluation batch, padded: bounds the memory that large rows take
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,11 @@ class Ragged:
     def cells(self) -> Tensor:
         """Cells of each row: [N] int64."""
         return self.sizes.prod(1)
+
+    @property
+    def numbers(self) -> Tensor:
+        """Numbers of each row, by which its memory goes: cells times what a cell holds (a step of 40 bands holds 40): [N] int64."""
+        return self.cells * self.values.shape[1:].numel()
 
     @property
     def size_bytes(self) -> int:
@@ -121,13 +126,15 @@ def rows_at_once(columns: Columns, most_rows: int, most_cells: int) -> int:
 
 
 def by_size(columns: Columns, rows: Tensor, most_rows: int, most_cells: int) -> Iterator[Tensor]:
-    """Cut rows into batches, like sizes together: at most so many rows and, padded, so many cells each (but at least one row)."""
-    cells = cells_of(columns)
-    if cells is None:
-        yield from rows.split(rows_at_once(columns, most_rows, most_cells))
+    """Cut rows into batches, like sizes together: at most so many rows and, padded, so many numbers each column (but at least one row)."""
+    ragged = [values for values in columns.values() if isinstance(values, Ragged)]
+    most_rows = rows_at_once(columns, most_rows, most_cells)
+    if not ragged:
+        yield from rows.split(most_rows)  # type: ignore[no-untyped-call]
         return
-    rows = rows[cells[rows].argsort(stable=True)]
-    sizes = cells[rows].tolist()
+    numbers = torch.stack([column.numbers for column in ragged]).amax(0)
+    rows = rows[numbers[rows].argsort(stable=True)]
+    sizes = numbers[rows].tolist()
     first = 0
     for last in range(1, len(sizes) + 1):
         if last == len(sizes) or last - first == most_rows or (last + 1 - first) * sizes[last] > most_cells:

@@ -23,13 +23,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from .encode import Encoder, encoder_class
-from .ragged import Ragged
+from .encode import HISTORY, Encoder, encoder_class
+from .ragged import Ragged, sizes_of
 from .raw import Raw, Side
-from .schema import Column
+from .schema import Column, DataError
 
 SIDES = ("users", "items")
 PARTS = ("train", "validation", "test")
+RESERVED = (HISTORY, "candidates", "held", "part")  # what a batch holds beside the columns
 
 
 def has_sides(raw: Raw) -> bool:
@@ -38,16 +39,45 @@ def has_sides(raw: Raw) -> bool:
 
 
 def fit(encoder: Encoder, raw: Raw) -> Encoder:
-    """The encoder with the features' too: their words and means are those of the ids in training, their ids all get a code."""
+    """The encoder with the features' too: their words and means are those of the ids in training, their ids all get a code.
+
+    Raises DataError if two columns are called the same, or one as what a batch holds beside them.
+    """
+    if has_sides(raw):
+        _refuse_names(raw)
     columns, features = dict(encoder.columns), {}
     for name, side in raw.sides.items():
-        trained = pa.array(columns[name].codes(side.table[name]) > 0)
+        known = columns[name].codes(side.table[name]) > 0
+        if not known.any():
+            some = ", ".join(map(str, side.table[name].slice(0, 3).to_pylist()))
+            raise DataError(f"none of the ids in the features of '{name}' ({some} ...) is in the training rows: are they written alike?")
+        trained = pa.array(known)
         columns[name] = columns[name].also(side.table[name])
         for column in side.columns:
             columns[column.name] = encoder_class(column.kind).fit(column, side.table[column.name].filter(trained))
         features[name] = tuple(columns[column.name].column for column in side.columns)
     inputs = tuple(columns[column.name].column for column in raw.inputs)
     return Encoder(replace(encoder.schema, inputs=inputs, features=features), columns)
+
+
+def _refuse_names(raw: Raw) -> None:
+    """A batch holds all columns by name."""
+    columns = [*((column.name, "the table") for column in raw.inputs), (raw.target.name, "the table")]
+    columns += [(column.name, f"the table of features of '{name}'") for name, side in raw.sides.items() for column in side.columns]
+    owners: dict[str, str] = {}
+    for name, owner in columns:
+        if name.removesuffix(".sizes") in RESERVED:
+            raise DataError(
+                f"column '{name}' of {owner}: a batch has something else of that name; rename it ({', '.join(RESERVED)} are taken)"
+            )
+        entries = {name, sizes_of(name)}
+        clash = [owners[entry] for entry in entries if entry in owners]
+        if clash:
+            raise DataError(
+                f"column '{name}' of {owner}: {clash[0]} has one of that name (a feature that users and items both have gets "
+                "'user_' or 'item_' before it); rename it, or leave one out: data.drop"
+            )
+        owners |= dict.fromkeys(entries, owner)
 
 
 def tables(encoder: Encoder, raw: Raw, parts: Mapping[str, pa.Table]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from annotated_types import Ge, Gt, Lt
 
 from .encode.classes import label_codes
@@ -48,11 +49,11 @@ def split(raw: Raw, config: SplitConfig) -> dict[str, np.ndarray]:
     elif config.by == "column":
         parts = _official(_split_names(raw.table, config.column or ""), labels, config, rng)
     elif config.by == "group":
-        parts = _by_group(_values(raw.table, config.column or ""), config, rng)
+        parts = _by_group(_places(raw.table, config.column or ""), config, rng)
     elif config.by == "leave_one_out":
         parts = _leave_one_out(raw, config, rng)
     elif config.by == "time":
-        order = np.argsort(_values(raw.table, config.column or ""), kind="stable")
+        order = np.argsort(_ordered(raw.table, config.column or ""), kind="stable")
         parts = _cut(order, (config.train, config.validation, config.test))
     else:
         parts = _stratified(np.arange(raw.table.num_rows), labels, (config.train, config.validation, config.test), rng)
@@ -128,14 +129,13 @@ def _official(names: np.ndarray, labels: np.ndarray | None, config: SplitConfig,
     return parts
 
 
-def _by_group(groups: np.ndarray, config: SplitConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _by_group(member: np.ndarray, config: SplitConfig, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """No group in two parts: whole groups, shuffled, are dealt to the part that lacks most of its share."""
-    found, member = np.unique(groups, return_inverse=True)
     shares = np.array([config.train, config.validation, config.test])
-    filled, part_of = np.zeros(3), np.zeros(len(found), int)
     counts = np.bincount(member)
-    for group in rng.permutation(len(found)):
-        part_of[group] = np.argmax(shares * len(groups) - filled)
+    filled, part_of = np.zeros(3), np.zeros(len(counts), int)
+    for group in rng.permutation(len(counts)):
+        part_of[group] = np.argmax(shares * len(member) - filled)
         filled[part_of[group]] += counts[group]
     return {name: np.flatnonzero(part_of[member] == place) for place, name in enumerate(NAMES)}
 
@@ -147,8 +147,8 @@ def _leave_one_out(raw: Raw, config: SplitConfig, rng: np.random.Generator) -> d
     """
     if config.column is None and raw.inputs[0].kind != "id":
         raise DataError("leave_one_out goes by users, but the data has no column of ids; name one in data.split.column", "data.split.by")
-    users = np.unique(_values(raw.table, config.column or raw.inputs[0].name), return_inverse=True)[1]
-    times = rng.permutation(len(users)) if raw.time is None else _values(raw.table, raw.time)
+    users = _places(raw.table, config.column or raw.inputs[0].name)
+    times = rng.permutation(len(users)) if raw.time is None else _ordered(raw.table, raw.time)
     order = np.lexsort((times, users))
     counts = np.bincount(users)
     from_last = (counts.cumsum()[users[order]] - 1) - np.arange(len(order))  # 0 is the last row of its user
@@ -157,12 +157,44 @@ def _leave_one_out(raw: Raw, config: SplitConfig, rng: np.random.Generator) -> d
     return {name: order[part == place] for place, name in enumerate(NAMES)}
 
 
-def _values(table: pa.Table, column: str) -> np.ndarray:
+def _ordered(table: pa.Table, column: str) -> np.ndarray:
+    """What is ordered as a column's values are ([N]): numbers and points in time themselves, else their places."""
+    values = _values(table, column)
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_timestamp(values.type):
+        return np.asarray(values.to_numpy())
+    return _places(table, column)
+
+
+def _places(table: pa.Table, column: str) -> np.ndarray:
+    """The place of each row's value among the distinct ones of its column, in their order ([N] int); texts by their code points.
+
+    Each distinct text is held once, however long it is.
+    """
+    values = _values(table, column)
+    if pa.types.is_floating(values.type):  # for numpy 0.0 and -0.0 are one value
+        return np.asarray(np.unique(values.to_numpy(), return_inverse=True)[1])
+    distinct, codes = _distinct(values, column)
+    ranks: np.ndarray = np.empty(len(distinct), np.int32)
+    ranks[pc.array_sort_indices(distinct).to_numpy()] = np.arange(len(distinct))
+    return np.asarray(ranks[codes])
+
+
+def _distinct(values: pa.ChunkedArray, column: str) -> tuple[pa.Array, np.ndarray]:
+    """(a column's distinct values, the place of each row's among them)."""
+    try:
+        found = values.dictionary_encode().combine_chunks()
+    except pa.ArrowNotImplementedError:
+        raise DataError(f"column '{column}' holds {values.type}, by which rows can't be split", "data.split.column") from None
+    return found.dictionary, found.indices.to_numpy()
+
+
+def _values(table: pa.Table, column: str) -> pa.ChunkedArray:
+    """A column without missing values. Raises DataError."""
     if column not in table.column_names:
         raise DataError(f"no column '{column}'; the data has: {', '.join(table.column_names)}", "data.split.column")
     if table[column].null_count:
         raise DataError(f"column '{column}' has {table[column].null_count} missing values", "data.split.column")
-    return np.asarray(table[column].to_pylist())
+    return table[column].cast(table[column].type.value_type) if pa.types.is_dictionary(table[column].type) else table[column]
 
 
 def part_name(name: str) -> str | None:
@@ -172,8 +204,10 @@ def part_name(name: str) -> str | None:
 
 
 def _split_names(table: pa.Table, column: str) -> np.ndarray:
-    values = _values(table, column)
-    wrong = sorted({str(value) for value in values if part_name(str(value)) is None})
+    distinct, codes = _distinct(_values(table, column), column)
+    said = [str(value) for value in distinct.to_pylist()]
+    wrong = sorted(word for word in said if part_name(word) is None)
     if wrong:
         raise DataError(f"column '{column}' says '{wrong[0]}'; it must say train, validation or test", "data.split.column")
-    return np.array([part_name(str(value)) for value in values])
+    names: np.ndarray = np.array([part_name(word) for word in said], object)[codes]
+    return names

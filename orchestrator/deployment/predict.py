@@ -27,6 +27,8 @@ FORMATS = (".parquet", ".csv", ".tsv")
 
 def predict(bundle: Bundle, source: Path, target: Path, every_class: bool = False) -> tuple[int, int]:
     """(rows, rows that didn't fit). Written whole or not at all. Raises Refused if a column is missing or no row fits."""
+    if every_class and bundle.encoder.schema.target.kind != "class":
+        raise Refused("this model answers no classes: it has no probabilities", key="--probabilities")
     return write_whole(source, target, partial(_fill, bundle, source, every_class))
 
 

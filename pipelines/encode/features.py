@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from ..ragged import Ragged
-from ..schema import Column
+from ..schema import Column, DataError
 from .arrow import is_list, is_text
 from .column import Errors
 
@@ -31,13 +31,13 @@ class WordsEncoder:
 
     @classmethod
     def fit(cls, column: Column, raw: pa.ChunkedArray) -> WordsEncoder:
-        values, _ = _words(raw)
-        words = tuple(sorted(set(values.drop_null().unique().to_pylist())))
+        values, _ = words_of(raw, column.name)
+        words = tuple(sorted(set(values.drop_null().unique().to_pylist()) - {""}))
         return cls(replace(column, vocabulary=len(words) + 1), words)
 
     def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[Ragged, Errors]:
         """Codes of the known words of each row, [words of all rows] with the rows' sizes."""
-        values, sizes = _words(raw)
+        values, sizes = words_of(raw, self.column.name)
         known = pa.array(self.words, pa.string())
         codes = pc.fill_null(pc.index_in(values, value_set=known), -1).to_numpy(zero_copy_only=False).astype(np.int64) + 1
         rows = np.repeat(np.arange(len(sizes)), sizes)[codes > 0]
@@ -67,13 +67,13 @@ class MeasureEncoder:
 
     @classmethod
     def fit(cls, column: Column, raw: pa.ChunkedArray) -> MeasureEncoder:
-        values = _numbers(raw)
+        values = _numbers(raw, column.name)
         known = values[np.isfinite(values)]
         mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
         return cls(replace(column, mean=mean, std=std if std > 1e-12 else 1.0, vocabulary=1))
 
     def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[np.ndarray, Errors]:
-        values = (_numbers(raw) - self.column.mean) / self.column.std
+        values = (_numbers(raw, self.column.name) - self.column.mean) / self.column.std
         return np.where(np.isfinite(values), values, np.nan).astype(np.float32), {}
 
     def tensor(self, batch: Tensor, sizes: Tensor | None = None) -> Tensor:
@@ -90,19 +90,24 @@ class MeasureEncoder:
         return cls(column)
 
 
-def _words(raw: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """The words of all rows, one after the other, and how many each row has."""
+def words_of(raw: pa.ChunkedArray, name: str) -> tuple[pa.Array, np.ndarray]:
+    """(the words of all rows, one after the other, how many each row has [N] int64). `name`: of the column. Raises DataError."""
     column = raw.combine_chunks()
-    if not is_list(column.type):
-        text = column.cast(pa.string())
-        column = pc.split_pattern(text, SEPARATOR)
-    sizes = column.value_lengths().fill_null(0).to_numpy()
-    return pc.utf8_trim_whitespace(column.flatten().cast(pa.string())), sizes.astype(np.int64)
+    try:
+        lists = column if is_list(column.type) else pc.split_pattern(column.cast(pa.string()), SEPARATOR)
+        words = pc.utf8_trim_whitespace(lists.flatten().cast(pa.string()))
+    except pa.ArrowException as error:
+        says = str(error).splitlines()[0]
+        raise DataError(f"column '{name}' holds {raw.type}, which is no text and no list of words ({says})") from None
+    return words, pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
-def _numbers(raw: pa.ChunkedArray) -> np.ndarray:
-    """[N] float64, NaN where a value is missing or no number."""
+def _numbers(raw: pa.ChunkedArray, name: str) -> np.ndarray:
+    """[N] float64, NaN where a value is missing or no number. `name`: of the column. Raises DataError."""
     if is_text(raw.type):
         number = pc.match_substring_regex(raw, r"^\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$")
         raw = pc.utf8_trim_whitespace(pc.if_else(number, raw, pa.scalar(None, raw.type)))
-    return np.asarray(pc.cast(raw, pa.float64(), safe=False).to_numpy(), np.float64)
+    try:
+        return np.asarray(pc.cast(raw, pa.float64(), safe=False).to_numpy(), np.float64)
+    except pa.ArrowException:
+        raise DataError(f"column '{name}' holds {raw.type}, which is no number") from None

@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from ..ragged import Ragged
-from ..schema import Column
+from ..schema import Column, DataError
 from .arrow import is_list, is_text
 from .column import Errors
+from .features import SEPARATOR
 
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # text that is an integer's own spelling: '07' is not 7
+LARGEST = 2**63 - 1  # of int64
 
 
 @dataclass
@@ -41,36 +43,46 @@ class IdEncoder:
     @classmethod
     def fit(cls, column: Column, raw: pa.ChunkedArray) -> IdEncoder:
         """From the training rows' ids."""
-        ids = _sorted(as_ids(raw))
+        ids = _sorted(as_ids(raw, column.name))
         return cls(replace(column, vocabulary=len(ids) + 1), ids)
 
     def also(self, raw: pa.ChunkedArray) -> IdEncoder:
         """With the ids of a table of features too: they have no training rows, but something is known of them."""
-        more = as_ids(raw)
+        more = as_ids(raw, self.column.name)
         kind = self.ids.type if more.type == self.ids.type else pa.string()
         return type(self).fit(self.column, pa.chunked_array([self.ids.cast(kind), more.cast(kind).combine_chunks()]))
 
     def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[np.ndarray, Errors]:
         """Codes of the ids; only a missing id doesn't fit."""
-        missing = np.flatnonzero(raw.is_null().to_numpy())
-        return self.codes(raw), {int(row): "it is missing" for row in missing}
+        ids = as_ids(raw, self.column.name)
+        missing = np.flatnonzero(ids.is_null().to_numpy())
+        return self.codes(ids), {int(row): "it is missing" for row in missing}
 
-    def codes(self, raw: pa.ChunkedArray) -> np.ndarray:
-        """[N] int64: 0 where an id is unknown or missing."""
+    def codes(self, raw: pa.ChunkedArray, name: str | None = None) -> np.ndarray:
+        """[N] int64: 0 where an id is unknown or missing. `name`: of the column, if it isn't the encoder's. Raises DataError."""
         import pandas as pd
 
         if self._index is None:
             self._index = pd.Index(self.ids.to_numpy(zero_copy_only=False))
-        ids = _alike(as_ids(raw), self.ids.type)
+        ids = _alike(as_ids(raw, name or self.column.name), self.ids.type)
         missing = ids.is_null().to_numpy()
         values = ids.fill_null("" if is_text(ids.type) else 0).to_numpy()
         return np.asarray(np.where(missing, 0, self._index.get_indexer(values) + 1), np.int64)
 
-    def lists(self, raw: pa.ChunkedArray) -> Ragged:
-        """Codes of lists of ids, one after the other; a missing list is empty."""
-        lists = raw.combine_chunks() if is_list(raw.type) else pa.array([[value] for value in raw.to_pylist()])
-        sizes = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False).copy()
-        return Ragged.of(self.codes(pa.chunked_array([lists.flatten()])), sizes)
+    def lists(self, raw: pa.ChunkedArray, name: str = "history") -> Ragged:
+        """Codes of lists of ids, of text with `|` between them, or of single ids, one row's after the other's; a missing one is empty.
+
+        `name`: of the column. Raises DataError if it holds something else.
+        """
+        if is_text(raw.type):
+            lists = pc.split_pattern(pc.if_else(pc.equal(raw, ""), pa.scalar(None, raw.type), raw), SEPARATOR)
+        elif is_list(raw.type):
+            lists = raw
+        else:
+            there = as_ids(raw, name).is_valid()
+            return Ragged.of(self.codes(raw.filter(there), name), there.to_numpy().astype(np.int64))
+        sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy().astype(np.int64)
+        return Ragged.of(self.codes(pa.chunked_array([lists.combine_chunks().flatten()]), name), sizes)
 
     def names(self, codes: np.ndarray) -> pa.Array:
         """The ids of codes; null for 0."""
@@ -129,11 +141,31 @@ class RankingEncoder:
         return cls(column)
 
 
-def as_ids(raw: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Ids as int64 where they are whole numbers, else as text."""
-    if pa.types.is_floating(raw.type) and bool(pc.all(pc.equal(pc.floor(raw), raw)).as_py()):
-        return raw.cast(pa.int64())
-    return raw.cast(pa.int64() if pa.types.is_integer(raw.type) else pa.string())
+def as_ids(raw: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Ids as int64 where they are whole numbers that fit, else as text; NaN is a missing id. Raises DataError if they can't be ids.
+
+    `name`: of the column, for the message.
+    """
+    if pa.types.is_nested(raw.type):
+        raise DataError(f"column '{name}' holds {raw.type}, which is no id: write one number or text a row")
+    if pa.types.is_floating(raw.type):
+        return _of_floats(raw.cast(pa.float64()))
+    if pa.types.is_integer(raw.type):
+        fits = raw.type != pa.uint64() or not bool(pc.any(pc.greater(raw, pa.scalar(LARGEST, pa.uint64()))).as_py())
+        return raw.cast(pa.int64() if fits else pa.string())
+    try:
+        return raw.cast(pa.binary()).cast(pa.string()) if pa.types.is_fixed_size_binary(raw.type) else raw.cast(pa.string())
+    except pa.ArrowException as error:
+        says = str(error).splitlines()[0]
+        raise DataError(f"column '{name}' holds {raw.type} that is no text ({says}): write ids as numbers or UTF-8 text") from None
+
+
+def _of_floats(raw: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The ids of float64: a whole number is spelt as an integer is, wherever it stands."""
+    raw = pc.if_else(pc.is_nan(raw), pa.scalar(None, pa.float64()), raw)
+    whole = pc.and_(pc.equal(pc.floor(raw), raw), pc.less(pc.abs(raw), 2.0**63))
+    integers = pc.if_else(whole, raw, pa.scalar(None, pa.float64())).cast(pa.int64(), safe=False)
+    return integers if integers.null_count == raw.null_count else pc.if_else(whole, integers.cast(pa.string()), raw.cast(pa.string()))
 
 
 def _alike(ids: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -141,6 +173,9 @@ def _alike(ids: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     if ids.type == kind or is_text(kind):
         return ids.cast(kind)
     whole = pc.match_substring_regex(ids, WHOLE)
+    for sign in ("", "-"):  # the longest ones fit or don't: text of one length is in the order of its numbers
+        long = pc.match_substring_regex(ids, rf"^{sign}[1-9][0-9]{{18}}$")
+        whole = pc.or_(whole, pc.and_(long, pc.less_equal(ids, f"{sign}{LARGEST}")))
     return pc.if_else(whole, ids, pa.scalar(None, ids.type)).cast(kind)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from torch import Tensor
 
-from ..schema import Column
+from ..schema import Column, DataError
 from .column import Errors
 from .moments import moments, some_rows
 
@@ -48,9 +49,9 @@ class NumberEncoder:
         values, errors = np.zeros(len(raw)), Errors()
         for row, text in enumerate(raw.to_pylist()):
             try:
-                values[row] = float(text)
-            except (TypeError, ValueError):
-                errors[row] = "it is missing" if text is None else f"'{text}' is no number"
+                values[row] = _number(text)
+            except DataError as error:
+                errors[row] = str(error)
         return values, errors
 
     def tensor(self, batch: Tensor, sizes: Tensor | None = None) -> Tensor:
@@ -68,3 +69,16 @@ class NumberEncoder:
     @classmethod
     def from_plain(cls, column: Column, data: Mapping[str, Any]) -> NumberEncoder:
         return cls(column)
+
+
+def _number(text: str | None) -> float:
+    """A number as it is written; raises DataError that says what is wrong with it."""
+    if text is None:
+        raise DataError("it is missing")
+    try:
+        found = float(text if "_" not in text else "no number")  # Python takes 1_0 for 10
+    except ValueError:
+        raise DataError(f"'{text}' is no number") from None
+    if not math.isfinite(found):
+        raise DataError(f"'{text}' is no finite number")
+    return found

@@ -17,9 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from ..encode.arrow import is_list, is_text
+from ..encode.features import words_of
 from ..encode.ids import as_ids
 from ..raw import Raw, Side, existing
 from ..schema import Column, DataError
+from ..sides import RESERVED
+from ..splits import part_name
 from .files import parts_of, read
 
 USUAL = {  # what columns are called where the options don't say
@@ -30,10 +33,14 @@ USUAL = {  # what columns are called where the options don't say
 }
 
 
+EARLIEST = {"train": 0, "validation": -1, "test": -2}  # a part's rank among the rows of a pair
+
+
 @dataclass(frozen=True)
 class Config:
     """`user`, `item`, `rating`, `time`: columns (default: found by their usual names). `implicit`: every row is a positive, whatever its
-    rating; so it is too where there is no rating column. Then a pair counts once, at its latest time, and a ranking is learnt.
+    rating; so it is too where there is no rating column. Then a pair counts once, at its latest time, and a ranking is learnt; where files
+    or a column tell parts, it counts in the earliest one, so that nothing held out was seen before. A split may go by any column.
 
     `user_features`, `item_features`: tables with a column of ids, named as in the interactions (relative names: beside them; RecBole's
     `.user` and `.item` are found). Their columns are categories, lists or `a|b` (several words), and numbers; `drop` leaves some out.
@@ -57,7 +64,7 @@ class Config:
 
 
 def load(config: Config) -> Raw:
-    """Rows of user, item, rating or 1, and time, and the features of both sides. Raises DataError."""
+    """Rows of user, item, rating or 1, time and whatever else there is, and the features of both sides. Raises DataError."""
     path = existing(config.path)
     parts = _tables(path)
     tables = {part: _read(file)[0] for part, file in parts.items()}
@@ -66,9 +73,8 @@ def load(config: Config) -> Raw:
     table = _joined(tables, parts, kept)
     official = None if "" in parts else np.repeat(list(parts), [table.num_rows for table in tables.values()])
     user, item, rating = names["user"] or "", names["item"] or "", names["rating"]
-    for name in (user, item):
-        _refuse_missing(table, name)
-        table = table.set_column(table.column_names.index(name), name, as_ids(table[name]))
+    for part, name in (("user", user), ("item", item)):
+        table = table.set_column(table.column_names.index(name), name, _ids(table[name], name, f"data.{part}"))
     if names["time"] is not None:
         table = table.set_column(table.column_names.index(names["time"]), names["time"], _times(table[names["time"]], names["time"]))
     if rating is None:
@@ -77,7 +83,7 @@ def load(config: Config) -> Raw:
     else:
         table = table.set_column(table.column_names.index(rating), rating, _ratings(table[rating], rating))
         target = Column(rating, "number")
-    sides = _sides(config, path, {"user": user, "item": item}, table)
+    sides = _sides(config, path, {"user": user, "item": item}, {*kept, target.name})
     return Raw(table, (Column(user, "id"), Column(item, "id")), target, official, sides=sides, time=names["time"])
 
 
@@ -144,11 +150,14 @@ def _choose(config: Config, columns: list[str]) -> dict[str, str | None]:
 
 
 def _joined(tables: Mapping[str, pa.Table], files: Mapping[str, Path], kept: list[str]) -> pa.Table:
+    """All rows, with the kept columns and those others that every part has alike."""
     for part, table in tables.items():
         lacking = [name for name in kept if name not in table.column_names]
         if lacking:
             raise DataError(f"'{files[part].name}' has no column '{lacking[0]}'; add it, or take the file away", "data.path")
-    chosen = [table.select(kept).replace_schema_metadata(None) for table in tables.values()]
+    fields = [{field.name: field.type for field in table.schema} for table in tables.values()]
+    others = [name for name, kind in fields[0].items() if name not in kept and all(of_part.get(name) == kind for of_part in fields)]
+    chosen = [table.select([*kept, *others]).replace_schema_metadata(None) for table in tables.values()]
     try:
         return pa.concat_tables(chosen, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
@@ -157,10 +166,15 @@ def _joined(tables: Mapping[str, pa.Table], files: Mapping[str, Path], kept: lis
         ) from None
 
 
-def _refuse_missing(table: pa.Table, name: str) -> None:
-    if table[name].null_count:
-        row = int(np.flatnonzero(table[name].is_null().to_numpy())[0])
-        raise DataError(f"column '{name}', row {row}: the id is missing ({table[name].null_count} rows); drop or fill them", "data.path")
+def _ids(column: pa.ChunkedArray, name: str, key: str) -> pa.ChunkedArray:
+    try:
+        ids = as_ids(column, name)
+    except DataError as error:
+        raise DataError(str(error), key) from None
+    if ids.null_count:
+        row = int(np.flatnonzero(ids.is_null().to_numpy())[0])
+        raise DataError(f"column '{name}', row {row}: the id is missing ({ids.null_count} rows); drop or fill them", "data.path")
+    return ids
 
 
 def _ratings(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -178,42 +192,60 @@ def _ratings(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 def _times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """Times as numbers: seconds or whatever they are counted in; text as ISO dates."""
-    if is_text(column.type):
-        try:
-            column = column.cast(pa.timestamp("us"))
-        except pa.ArrowInvalid as error:
-            raise DataError(f"column '{name}' is no time: {str(error).splitlines()[0]}; write ISO dates or numbers", "data.time") from None
-    if pa.types.is_temporal(column.type):
-        column = column.cast(pa.timestamp("us")).cast(pa.int64())
-    return column
+    if column.null_count == len(column):
+        raise DataError(f"column '{name}' holds no time at all ({column.type}): fill it, or take it out of the table", "data.time")
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return column
+    try:
+        if pa.types.is_decimal(kind):
+            return column.cast(pa.float64())
+        return column.cast(pa.timestamp("us"), safe=is_text(kind)).cast(pa.int64())
+    except pa.ArrowException as error:
+        says = str(error).splitlines()[0]
+        raise DataError(f"column '{name}' is no time but {kind}: {says}; write ISO dates or numbers", "data.time") from None
 
 
 def _positives(table: pa.Table, user: str, item: str, time: str | None, official: np.ndarray | None) -> tuple[pa.Table, np.ndarray | None]:
-    """Each pair once: its latest row, or, where parts are given, its row in the earliest part, so that nothing held out was seen before."""
+    """Each pair once: its latest row, of those in the earliest part where parts are given, so that nothing held out was seen before."""
+    if "target" in (user, item, time):
+        raise DataError("a column 'target' is what a ranking learns: rename the one of the table", "data.path")
+    table = table.drop_columns([name for name in table.column_names if name == "target"])
     codes = [column.combine_chunks().dictionary_encode() for column in (table[user], table[item])]
     pair = codes[0].indices.to_numpy().astype(np.int64) * len(codes[1].dictionary) + codes[1].indices.to_numpy()
-    rank = np.arange(table.num_rows) if time is None else np.argsort(np.argsort(table[time].to_numpy(), kind="stable"), kind="stable")
-    if official is not None:
-        rank = np.array([{"train": 0, "validation": -1, "test": -2}[part] for part in official.tolist()])
-    order = np.lexsort((rank, pair))
+    times = np.arange(table.num_rows) if time is None else np.argsort(np.argsort(table[time].to_numpy(), kind="stable"), kind="stable")
+    parts = _named_parts(table) if official is None else official
+    part = 0 * times if parts is None else np.array([EARLIEST[name] for name in parts.tolist()])
+    order = np.lexsort((times, part, pair))
     last = np.append(pair[order][1:] != pair[order][:-1], True)
     rows = np.sort(order[last])
     kept = table.take(pa.array(rows)).append_column("target", pa.array(np.ones(len(rows), np.int8)))
     return kept, None if official is None else official[rows]
 
 
-def _sides(config: Config, path: Path, ids: Mapping[str, str], table: pa.Table) -> dict[str, Side]:
-    """The features of both sides; columns that both have get the side's name before theirs."""
+def _named_parts(table: pa.Table) -> np.ndarray | None:
+    """The parts that a column tells by their names ([N] str), in case that the split goes by it; None where there is no such column."""
+    for column in table.columns:
+        if is_text(column.type):
+            named = {name: part_name(name or "") for name in column.unique().to_pylist()}
+            if None not in named.values() and {"train", "test"} <= set(named.values()):
+                return np.array([named[name] for name in column.to_pylist()])
+    return None
+
+
+def _sides(config: Config, path: Path, ids: Mapping[str, str], own: set[str]) -> dict[str, Side]:
+    """The features of both sides; columns that both have, or the interactions (`own`), get the side's name before theirs."""
     read_sides = {side: (file, *_read(file)) for side, file in _side_files(config, path).items()}
     columns = [name for _, side_table, _ in read_sides.values() for name in side_table.column_names]
-    taken = {name for name in columns if columns.count(name) > 1} | set(table.column_names)
+    taken = {name for name in columns if columns.count(name) > 1} | own | set(RESERVED)
     unknown = [name for name in config.drop if name not in columns]
     if unknown:
         raise DataError(f"no feature '{unknown[0]}'; the features are: {', '.join(columns)}", "data.drop")
-    return {
+    found = {
         ids[side]: _side(side, ids[side], file, side_table, kinds, taken, config.drop)
         for side, (file, side_table, kinds) in read_sides.items()
     }
+    return {name: side for name, side in found.items() if side.columns}
 
 
 def _side(side: str, key: str, file: Path, table: pa.Table, kinds: Mapping[str, str], taken: set[str], drop: tuple[str, ...]) -> Side:
@@ -221,31 +253,33 @@ def _side(side: str, key: str, file: Path, table: pa.Table, kinds: Mapping[str, 
     if not found:
         raise DataError(f"'{file.name}' has no column '{key}'; its columns are: {', '.join(table.column_names)}", f"data.{side}_features")
     own = key if key in found else found[0]
-    _refuse_missing(table, own)
-    ids = as_ids(table[own])
+    ids = _ids(table[own], own, f"data.{side}_features")
     if len(ids.unique()) < len(ids):
         twice = pc.value_counts(ids.combine_chunks()).to_pylist()
         worst = next(entry["values"] for entry in twice if entry["counts"] > 1)
         raise DataError(f"'{file.name}' has two rows of {side} '{worst}'; keep one", f"data.{side}_features")
     made, columns = {key: ids}, []
     for name in [name for name in table.column_names if name != own and name not in drop]:
-        kind, values = _feature(name, table[name], kinds.get(name), file)
+        try:
+            kind, values = _feature(name, table[name], kinds.get(name))
+        except DataError as error:
+            raise DataError(f"'{file.name}', {error}; leave it out: data.drop: [{name}]", "data.drop") from None
         column = Column(f"{side}_{name}" if name in taken else name, kind)
         columns.append(column)
         made[column.name] = values
     return Side(pa.table(made), tuple(columns))
 
 
-def _feature(name: str, column: pa.ChunkedArray, kind: str | None, file: Path) -> tuple[str, pa.ChunkedArray]:
+def _feature(name: str, column: pa.ChunkedArray, kind: str | None) -> tuple[str, pa.ChunkedArray]:
     """(words or measure, its values)."""
-    if kind == "token_seq":
-        return "words", pc.split_pattern(column.cast(pa.string()), " ")
-    if kind == "token" or is_text(column.type) or pa.types.is_boolean(column.type) or pa.types.is_null(column.type):
-        return "words", column.cast(pa.string())
-    if is_list(column.type):
-        return "words", column
+    if kind in ("token", "token_seq") or is_text(column.type) or is_list(column.type) or _is_word(column.type):
+        words_of(column, name)  # raises DataError
+        text = column if is_list(column.type) else column.cast(pa.string())
+        return "words", pc.split_pattern(text, " ") if kind == "token_seq" else text
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         return "measure", column
-    raise DataError(
-        f"'{file.name}', column '{name}' is a {column.type}, which is no feature; leave it out: data.drop: [{name}]", "data.drop"
-    )
+    raise DataError(f"column '{name}' holds {column.type}, which is no feature")
+
+
+def _is_word(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))

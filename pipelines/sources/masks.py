@@ -4,45 +4,37 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from annotated_types import Ge, Le
 
+from .. import spill
 from ..encode.masks import UNKNOWN, MaskColumn
-from ..encode.pictures import SUFFIXES, decode_mask, image_text, picture_shape
+from ..encode.pictures import decode_mask, picture_shape
 from ..raw import Raw, existing, image_column
 from ..schema import Column, DataError
-from ..splits import part_name
-from .files import parts_of, read
+from .files import CHUNK_BYTES, parts_of
+from .mask_files import Pair, file_names, in_folders, in_table, is_table
 from .pictures import Size, decode
+from .table_rows import read_parts
 
-ENDINGS = (
-    "_mask",
-    "-mask",
-    "_masks",
-    "_label",
-    "_labels",
-    "_labelIds",
-    "_seg",
-    "_segmentation",
-    "_gt",
-    "_L",
-)  # of a mask's name, after its image's
 MOST_VALUES = 64  # of masks whose classes nobody has named
+BLOCK = 1 << 18  # pixels that are counted at once
+T = TypeVar("T")
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Config:
     """`path`: a folder with `images/` and `masks/`, or with `X/` and `X_masks/` for each split X; or a table of pictures.
 
-    `image`, `mask`: the table's columns that hold them, as bytes or file names.
+    `image`, `mask`: the table's columns that hold them, as bytes or file names. A split may go by the others.
 
     `classes`: the names, in the order of the masks' values, or a file with one a line (default: the values); `ignore`: a value that
     isn't counted; `size`: [H, W] that images and masks are brought to, else each keeps its own.
@@ -58,79 +50,102 @@ class Config:
     def files(self) -> list[tuple[str, Path]]:
         path = existing(self.path)
         named = [("classes", _names_file(self, path))] if isinstance(self.classes, str) else []
-        if not _is_table(path):
-            pairs = [file for pair in _in_folders(path) for file in (pair.image_file, pair.mask_file)]
+        if not is_table(path):
+            pairs = [file for pair in in_folders(path) for file in (pair.image_file, pair.mask_file)]
             return named + [(file.relative_to(path).as_posix(), file) for file in pairs]
         tables = [(part + file.suffix.lower(), file) for part, file in parts_of(path).items()]
-        named += [(value, file.parent / value) for _, file in tables for value in _file_names(file, (self.image, self.mask))]
+        named += [(value, file.parent / value) for _, file in tables for value in file_names(file, (self.image, self.mask))]
         return tables + sorted(set(named))
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """An image and its mask: what they are called in an error, and how they are read. `part`: '' where the data has none."""
+class _Seen:
+    """What is known of a pair, once looked at: its size, the image's channels, the values that the mask holds."""
 
-    part: str
-    image_name: str
-    mask_name: str
-    image: Callable[[], bytes]
-    mask: Callable[[], bytes]
-    image_file: Path = Path()
-    mask_file: Path = Path()
+    size: tuple[int, int]
+    channels: int
+    values: frozenset[int]
 
 
 def load(config: Config) -> Raw:
-    """`image` and `mask`: raw values where all have one size, else the files' own bytes. Raises DataError naming the file or row."""
+    """`image` and `mask`: raw values where all have one size, else the files' own bytes; a table's other columns as they are.
+
+    No decoded picture is held, but for the result, which lies in a file where it is large. Raises DataError naming the file or row.
+    """
     path = existing(config.path)
-    table = _is_table(path)
-    pairs = list(_in_tables(path, config) if table else _in_folders(path))
-    masks = _each(pairs, lambda pair: _read(pair.mask_name, pair.mask, decode_mask))
-    shapes = _each(pairs, lambda pair: _read(pair.image_name, pair.image, picture_shape))
-    for pair, shape, mask in zip(pairs, shapes, masks, strict=True):
-        if shape[:2] != mask.shape:
-            raise DataError(
-                f"{pair.image_name} is {shape[0]}x{shape[1]}, {pair.mask_name} is {mask.shape[0]}x{mask.shape[1]}; "
-                "a mask has a value for each pixel: mend one, or take both out",
-                "data.path",
-            )
-    values, names = _classes(config, path, pairs, masks)
-    one_size = config.size or (masks[0].shape if len({mask.shape for mask in masks}) == 1 else None)
-    image_name, mask_name = (config.image, config.mask) if table else ("image", "mask")
-    if one_size is None:
-        channels = 1 if all(shape[2] == 1 for shape in shapes) else 3
-        column = Column(image_name, "image", (channels, 0, 0), "uint8")
-        images = pa.array([pair.image() for pair in pairs], pa.large_binary())
-        stored = pa.array([pair.mask() for pair in pairs], pa.large_binary())
+    rows = read_parts(parts_of(path)) if is_table(path) else None
+    image, mask = ("image", "mask") if rows is None else (config.image, config.mask)
+    pairs = in_folders(path) if rows is None else list(in_table(rows, image, mask))
+    seen = _each(pairs, _look)
+    values, names = _classes(config, path, pairs, seen)
+    size = config.size or (seen[0].size if len({each.size for each in seen}) == 1 else None)
+    if size is None:
+        column = Column(image, "image", (1 if all(each.channels == 1 for each in seen) else 3, 0, 0), "uint8")
+        images, masks = _encoded([pair.image for pair in pairs]), _encoded([pair.mask for pair in pairs])
     else:
-        column, pixels = decode(image_name, [(pair.image_name, pair.image) for pair in pairs], config.size, grey=False)
-        images, stored = image_column(pixels), image_column(_resized(pairs, masks, config.size))
-    resize, shape = config.size is not None, one_size or (0, 0)
-    target = MaskColumn(mask_name, "mask", shape, "uint8", resize, values=values, names=names, ignore=config.ignore)
+        column, pixels = decode(image, [(pair.image_name, pair.image) for pair in pairs], config.size, grey=False)
+        images, masks = image_column(pixels), image_column(_decoded(pairs, size, config.size is not None))
+    resize, shape = config.size is not None, size or (0, 0)
+    target = MaskColumn(mask, "mask", shape, "uint8", resize, values=values, names=names, ignore=config.ignore)
     official = np.array([pair.part for pair in pairs]) if all(pair.part for pair in pairs) else None
-    return Raw(pa.table({image_name: images, mask_name: stored}), (column,), target, official)
+    others = {} if rows is None else {name: rows.table[name] for name in rows.table.column_names}
+    return Raw(pa.table(others | {image: images, mask: masks}), (column,), target, official)
 
 
-def _each(pairs: Sequence[_Pair], work: Callable[[_Pair], Any]) -> list[Any]:
+def _each(items: Iterable[S], work: Callable[[S], T]) -> list[T]:
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:  # reading and decoding leave the interpreter free
-        return list(pool.map(work, pairs))
+        return list(pool.map(work, items))
 
 
-def _read(name: str, data: Callable[[], bytes], work: Callable[..., Any], *more: Any) -> Any:
+def _read(name: str, data: Callable[[], bytes], work: Callable[[bytes], T]) -> T:
     try:
-        return work(data(), *more) if work is picture_shape else work(data(), None, *more)
+        return work(data())
     except (DataError, OSError) as error:
         raise DataError(f"{name}: {error}; replace it or take it out", "data.path") from None
 
 
-def _resized(pairs: Sequence[_Pair], masks: Sequence[np.ndarray], size: Size | None) -> np.ndarray:
-    if size is None:
-        return np.stack(masks)
-    return np.stack(_each(pairs, lambda pair: decode_mask(pair.mask(), size, resize=True)))
+def _look(pair: Pair) -> _Seen:
+    """Raises DataError if image and mask can't be read, or differ in size."""
+    mask = _read(pair.mask_name, pair.mask, lambda data: decode_mask(data, None))
+    (height, width), shape = mask.shape, _read(pair.image_name, pair.image, picture_shape)
+    if shape[:2] != mask.shape:
+        raise DataError(
+            f"{pair.image_name} is {shape[0]}x{shape[1]}, {pair.mask_name} is {height}x{width}; "
+            "a mask has a value for each pixel: mend one, or take both out",
+            "data.path",
+        )
+    flat, counts = mask.reshape(-1), np.zeros(256, np.int64)
+    for start in range(0, len(flat), BLOCK):
+        counts += np.bincount(flat[start : start + BLOCK], minlength=256)
+    return _Seen((height, width), shape[2], frozenset(np.flatnonzero(counts).tolist()))
 
 
-def _classes(config: Config, path: Path, pairs: Sequence[_Pair], masks: Sequence[np.ndarray]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _decoded(pairs: Sequence[Pair], size: tuple[int, int], resize: bool) -> np.ndarray:
+    """The masks [N, H, W] uint8, of one size, or brought to it."""
+    masks = spill.empty((len(pairs), *size), np.uint8)
+
+    def fill(row: int) -> None:
+        masks[row] = _read(pairs[row].mask_name, pairs[row].mask, lambda data: decode_mask(data, size, resize))
+
+    _each(range(len(pairs)), fill)
+    return masks
+
+
+def _encoded(pictures: Sequence[Callable[[], bytes]]) -> pa.ChunkedArray:
+    """The files' own bytes, some at a time."""
+    found, held, size = spill.Spill(), [], 0
+    for row, read in enumerate(pictures, 1):
+        held.append(read())
+        size += len(held[-1])
+        if size >= CHUNK_BYTES or row == len(pictures):
+            found.add(pa.table({"bytes": pa.array(held, pa.large_binary())}))
+            held, size = [], 0
+    return found.table()["bytes"]
+
+
+def _classes(config: Config, path: Path, pairs: Sequence[Pair], seen: Sequence[_Seen]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """The masks' values in the order of the classes, and the classes' names."""
-    held = [frozenset(np.flatnonzero(np.bincount(mask.reshape(-1), minlength=256)).tolist()) - {config.ignore} for mask in masks]
+    held = [each.values - {config.ignore} for each in seen]
     found = sorted(frozenset[int]().union(*held))
     names = _names(config, path)
     if names is None:
@@ -186,97 +201,3 @@ def _names_file(config: Config, path: Path) -> Path:
         if place.is_file():
             return place
     raise DataError(f"no file '{config.classes}', in '{folder}' or here; it holds a class's name a line", "data.classes")
-
-
-def _is_table(path: Path) -> bool:
-    """Whether a path is a table, or a folder of tables."""
-    return path.is_file() or not any(entry.is_dir() for entry in path.iterdir())
-
-
-def _in_folders(folder: Path) -> list[_Pair]:
-    """The pairs of a folder's image and mask folders, sorted."""
-    pairs = [pair for part, images, masks in _folders(folder) for pair in _matched(folder, part, images, masks)]
-    if not pairs:
-        raise DataError(f"no image in '{folder}' ({', '.join(SUFFIXES)})", "data.path")
-    return pairs
-
-
-def _folders(folder: Path) -> list[tuple[str, Path, Path]]:
-    """(part, images, masks): of the whole, or of each split; `images/train/` and `masks/train/` are understood, too."""
-    below = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")}
-    if "images" in below and "masks" in below:
-        inner = [path for path in sorted(below["images"].iterdir()) if path.is_dir() and part_name(path.name)]
-        split = [(str(part_name(path.name)), path, below["masks"] / path.name) for path in inner]
-        return split or [("", below["images"], below["masks"])]
-    named = [(part_name(name), path) for name, path in below.items() if part_name(name)]
-    found = [(str(part), path, below.get(f"{path.name.lower()}_masks", folder / f"{path.name}_masks")) for part, path in named]
-    if "train" not in [part for part, _, _ in found]:
-        there = ", ".join(f"{name}/" for name in below) or "no folder"
-        raise DataError(
-            f"'{folder}' has neither images/ and masks/ nor train/ and train_masks/; there is: {there}; name them so", "data.path"
-        )
-    return found
-
-
-def _matched(folder: Path, part: str, images: Path, masks: Path) -> Iterator[_Pair]:
-    """Each image with the mask that has its name, whatever the suffix."""
-    if not masks.is_dir():
-        raise DataError(f"'{images.name}/' has no '{masks.relative_to(folder).as_posix()}/' beside it; put the masks there", "data.path")
-    of_images, of_masks = _by_name(images), _by_name(masks)
-    for name, image in of_images.items():
-        mask = next((of_masks.pop(name + ending) for ending in ("", *ENDINGS) if name + ending in of_masks), None)
-        if mask is None:
-            raise DataError(
-                f"'{image.relative_to(folder)}' has no mask '{name}.png' in '{masks.relative_to(folder)}/'; add it", "data.path"
-            )
-        shown = (f"'{image.relative_to(folder)}'", f"'{mask.relative_to(folder)}'")
-        yield _Pair(part, *shown, image.read_bytes, mask.read_bytes, image, mask)
-    if of_masks:
-        stray = next(iter(of_masks.values()))
-        raise DataError(f"'{stray.relative_to(folder)}' has no image of its name in '{images.relative_to(folder)}/'; add it", "data.path")
-
-
-def _by_name(folder: Path) -> dict[str, Path]:
-    """Pictures at any depth by their path without its suffix, sorted."""
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not any(step.startswith((".", "__MACOSX")) for step in path.relative_to(folder).parts):
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in found:
-                raise DataError(f"'{found[name]}' and '{path}' have one name; keep one", "data.path")
-            found[name] = path
-    return found
-
-
-def _in_tables(path: Path, config: Config) -> Iterator[_Pair]:
-    """The rows of a table's two columns, or of a table for each part."""
-    for part, file in parts_of(path).items():
-        table = read(file)
-        for key, column in (("image", config.image), ("mask", config.mask)):
-            if column not in table.column_names:
-                raise DataError(f"'{file.name}' has no column '{column}'; its columns are: {', '.join(table.column_names)}", f"data.{key}")
-        for row in range(table.num_rows):
-            pair = [
-                (f"'{file.name}', column '{name}', row {row}", partial(_cell, table[name], row, file.parent))
-                for name in (config.image, config.mask)
-            ]
-            yield _Pair(part, pair[0][0], pair[1][0], pair[0][1], pair[1][1])
-
-
-def _cell(column: pa.ChunkedArray, row: int, folder: Path) -> bytes:
-    """A cell's picture: bytes, {bytes: ...}, base64, or a file's name."""
-    value = column[row].as_py()
-    value = value.get("bytes") if isinstance(value, dict) else value
-    value = image_text(value, folder) if isinstance(value, str) else value
-    if not isinstance(value, bytes):
-        raise DataError("it is missing" if value is None else "no picture; give PNG bytes or a file's name")
-    return value
-
-
-def _file_names(file: Path, columns: Sequence[str]) -> Iterator[str]:
-    """The existing files that a table's columns name."""
-    table = read(file, text_only=True)
-    for name in columns:
-        if name in table.column_names and pa.types.is_string(table[name].type):
-            values = table[name].unique().drop_null().to_pylist()
-            yield from (value for value in values if value.lower().endswith(SUFFIXES) and (file.parent / value).is_file())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -99,14 +100,14 @@ def _lines(path: Path, encoding: str | None) -> list[str]:
         whole = data.decode(encoding or "utf-8-sig")
     except UnicodeDecodeError as error:
         if encoding is not None:
-            line = data.count(b"\n", 0, error.start)
+            line = len(re.findall(rb"\r\n?|\n", data[: error.start]))
             raise DataError(
                 f"'{path}', line {line}: it is not {encoding} ({error.reason}); set data.encoding to what it is", "data.encoding"
             ) from None
         whole = data.decode("latin-1")
     if "\0" in whole:
         raise DataError(f"'{path}' is no text, or of another encoding (it holds zeros); set data.encoding, or take it out", "data.path")
-    found = [text for line in whole.split("\n") if (text := line.strip())]
+    found = [text for line in re.split("[\r\n]", whole) if (text := line.strip())]  # lines end as on any system, also an old Mac
     if not found:
         raise DataError(f"'{path}' holds no text; fill it or take it out", "data.path")
     return found

@@ -99,6 +99,25 @@ class FamilyContract:
         assert torch.isfinite(loss).all()
         assert all(p.grad is None or torch.isfinite(p.grad).all() for p in net.parameters())
 
+    def test_a_batch_without_rows_gives_gradients_of_zero(self, net: Family, batch: Batch) -> None:
+        """A rank may have none of a short batch's rows, and takes part in the exchange of gradients all the same."""
+        net.train()
+        net.loss(net(batch), batch).sum().backward()
+        reached = [name for name, p in net.named_parameters() if p.grad is not None]
+        net.zero_grad()
+        none = rows(batch, slice(0, 0))
+        loss = net.loss(net(none), none)
+        assert loss.shape == (0,)
+        loss.sum().backward()
+        gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+        assert list(gradients) == reached
+        assert all(g.to_dense().abs().sum() == 0 for g in gradients.values())
+
+    def test_a_batch_without_rows_has_outputs_in_evaluation(self, net: Family, batch: Batch) -> None:
+        none = rows(batch, slice(0, 0))
+        with torch.inference_mode():
+            assert net.eval().loss(net(none), none).shape == (0,)
+
     def test_training_on_a_batch_lowers_its_loss(self, net: Family, batch: Batch) -> None:
         before = net.eval().loss(net(batch), batch).mean().item()
         optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)

@@ -170,6 +170,37 @@ def test_a_csv_names_items_in_rows_or_with_a_bar_between_them(bundle: Bundle, tm
     assert items(pq.read_table(tmp_path / "out.parquet").to_pylist()) == [["cherry"], ["cheese"]]
 
 
+@pytest.mark.parametrize(
+    "history", [[["apple", "banana"], None], ["apple|banana", None], pa.array(["apple|banana", ""], pa.large_string())]
+)
+def test_a_history_is_understood_in_a_prediction_of_pairs_too(bundle: Bundle, tmp_path: Path, history: Any) -> None:
+    pq.write_table(pa.table({"user": ["new", "newer"], "item": ["cherry", "cherry"], "history": history}), tmp_path / "pairs.parquet")
+    predicting.predict(bundle, tmp_path / "pairs.parquet", tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet")["answered_by"].to_pylist() == ["items", "popularity"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"user": [["ann"]]}, "column 'user' holds list<"),
+        ({"user": [b"\xff"]}, "column 'user' holds binary"),
+        ({"user": ["ann"], "history": [[["milk"]]]}, "column 'history' holds list<"),
+        ({"user": ["ann"], "history": [{"a": 1}]}, "column 'history' holds struct<"),
+        ({"user": ["ann"], "region": [[["north"]]]}, "column 'region' holds list<"),
+    ],
+)
+def test_columns_of_types_that_do_not_fit_are_one_line(bundle: Bundle, tmp_path: Path, columns: dict[str, Any], says: str) -> None:
+    pq.write_table(pa.table(columns | {"item": ["milk"]}), tmp_path / "in.parquet")
+    for asked in (lambda *paths: recommending.top_k(bundle, *paths, 2), lambda *paths: predicting.predict(bundle, *paths)):
+        with pytest.raises(Refused, match=says):
+            asked(tmp_path / "in.parquet", tmp_path / "out.parquet")
+
+
+def test_users_that_are_nan_are_missing(ask: Ask) -> None:
+    rows = ask({"user": [float("nan"), 7.0, float("nan")]}, k=1)
+    assert [row["error"] for row in rows] == ["user: it is missing", None, "user: it is missing"]
+
+
 def test_a_model_of_ratings_gives_the_ratings_that_it_predicts(ask: Ask, tmp_path: Path) -> None:
     rated = made_bundle(tmp_path / "rated", rated=True)
     rows = ask({"user": ["ann", "new"]}, k=3, of=rated)

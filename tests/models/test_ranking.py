@@ -78,6 +78,19 @@ def test_ties_count_half() -> None:
     assert ranks(torch.zeros(1, 101), torch.zeros(1, 70))[0, 0] == 50
 
 
+@pytest.mark.parametrize("many", [1, 70])
+def test_a_score_that_is_no_number_is_nowhere_and_pushes_no_other_down(many: int) -> None:
+    scores = torch.arange(100.0).flip(0)[None].clone()
+    scores[0, 50] = math.nan
+    wanted = torch.cat([scores[:, 50:51], scores[:, :many]], 1)
+    found = ranks(scores, wanted)
+    expected = [*range(50), ranking.NOWHERE, *range(50, 99)]
+    assert found[0, 1:].tolist() == expected[:many]
+    hits, first = placed(found[:, :1], torch.ones(1, 1, dtype=torch.bool))
+    assert not hits.any()
+    assert 1 / (1 + first.double()) < 1e-12
+
+
 def outputs_of(scores: Tensor, relevant: Tensor) -> dict[str, Tensor]:
     """Of score matrices [B, N] and which items are held-out [B, N]."""
     held = relevant.sum(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -208,7 +209,7 @@ def test_unknown_ids_are_answered_by_features_else_by_the_listed_items_else_by_p
     assert answers["answered_by"] == ["model", "features", "items", "popularity"]
     items = net.items(torch.tensor([5, 7, 8]))
     assert answers["prediction"][2] == pytest.approx(float((items[0, :4] * items[1:, :4].mean(0)).sum() + items[0, 4]), abs=1e-6)
-    assert answers["prediction"][3] == pytest.approx(float(net.popularity()[5]), abs=1e-6)
+    assert answers["prediction"][3] == pytest.approx(float(net.popularity[5]), abs=1e-6)
 
 
 @torch.inference_mode()
@@ -243,7 +244,7 @@ def test_the_best_items_of_a_user_leave_out_all_that_it_has_had() -> None:
         assert best["scores"][place, 35:].tolist() == [-math.inf] * 3
     assert torch.equal(best["scores"], best["scores"].sort(1, descending=True).values)
     assert best["answered_by"] == ["model", "model", "popularity"]
-    assert torch.equal(best["scores"][2][:3], net.popularity()[1:].topk(3).values)
+    assert torch.equal(best["scores"][2][:3], net.popularity[1:].topk(3).values)
 
 
 @pytest.mark.parametrize(("rows", "columns", "k"), [(3, 50, 10), (4, 5003, 10), (2, 4096, 3)])
@@ -269,6 +270,14 @@ def test_features_of_ids_lie_in_buffers_that_are_no_weights() -> None:
 )
 def test_data_that_does_not_fit_is_refused_with_the_way_out(family: type[Family], schema: Schema, says: str) -> None:
     assert says in (family.misfit(schema) or "")
+
+
+def test_ratings_that_are_all_the_same_have_no_cross_entropy() -> None:
+    same = tables() | {"rating.range": torch.tensor([3.0, 3.0])}
+    schema = schema_of(Column("rating", "number", mean=3.0))
+    Recommender(Recommender.Config(dim=4), schema).bind(same)
+    with pytest.raises(ValueError, match=r"model\.loss: bce needs ratings that differ, and all of the training rows' are 3; use mse"):
+        Recommender(Recommender.Config(dim=4, loss="bce"), schema).bind(same)
 
 
 def test_large_tables_have_sparse_gradients_where_the_loss_touches_single_rows() -> None:
@@ -387,3 +396,32 @@ def test_rows_are_ranked_some_at_a_time_where_the_items_are_many(monkeypatch: py
     for expected, forward in ((whole, None), (guessed, net.baseline)):
         found = evaluation(rows, "test", forward=forward)
         assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "softmax", "reg": 0.01},
+        {"loss": "sampled_softmax", "kind": "two_tower", "sparse": "always"},
+        {"loss": "bpr", "negatives": 3, "reg": 0.01},
+        {"loss": "bce", "kind": "neumf", "sparse": "always"},
+    ],
+)
+def test_gradients_of_uneven_pieces_of_a_batch_add_up_to_those_of_the_whole(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that ranks which share a batch learn what one process does, one of them having no row of a last batch."""
+    monkeypatch.setattr("models.ranking.Seen.negatives", lambda _, users, count: (users[:, None] * 7 + torch.arange(count)) % ITEMS)
+    net, user = ranker(**options).train(), torch.tensor([1, 4, 1, 9, 3])
+    batch, gradients = {"user": user, "item": user + 6, "target": torch.ones(5)}, []
+    for cuts in ((0, 5), (0, 3, 5, 5)):
+        net.zero_grad()
+        for start, end in pairwise(cuts):
+            piece = {name: values[start:end] for name, values in batch.items()}
+            torch.manual_seed(0)  # draws that a batch shares
+            net.loss(net(piece), piece).sum().backward()
+        gradients.append({name: p.grad.to_dense().clone() for name, p in net.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, whole in gradients[0].items():
+        assert torch.allclose(whole, gradients[1][name], atol=1e-6), name
+    assert all(gradients[0][f"{name}.ids.weight"].abs().sum() > 0 for name in ("users", "items"))

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_confusion_matrix, multiclass_f1_score, multiclass_jaccard_index
 
-from models import segmentation
+from models import classify, segmentation
 from models.metrics import Metric
 from models.segmentation import IGNORE, Dice, MeanIoU, PixelAccuracy
 from models.unet import UNet
@@ -302,6 +302,15 @@ def test_the_baseline_answers_the_class_of_most_pixels_everywhere() -> None:
 def test_balanced_weights_come_from_the_pixels_of_each_class() -> None:
     net = UNet(UNet.Config(channels=(2,), class_weights="balanced"), schema_of(1, 5, 4, counts=(10, 90, 20)))
     assert torch.allclose(torch.as_tensor(net.class_weights), torch.tensor([120 / 30, 120 / 270, 120 / 60]))
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "dice", "both"])
+def test_a_class_without_training_pixels_changes_no_balanced_loss(kind: Any) -> None:
+    """As if the class weren't among them, whose logits are so low that it takes nothing from the others."""
+    logits, mask = ignored()
+    with_it, without = (classify.weights("balanced", counts) for counts in ((10, 90, 20, 0), (10, 90, 20)))
+    found = segmentation.loss(logits, mask, kind, with_it, True)
+    assert torch.allclose(found, segmentation.loss(logits[:, :3], mask, kind, without, True), atol=1e-6)
 
 
 @pytest.mark.parametrize(("norm", "bias"), [("batch", False), ("none", True)])

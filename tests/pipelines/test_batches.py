@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipelines.batches import Batches, Held, Step, shares
+from pipelines.ragged import Ragged
 
 
 def columns(rows: int) -> Held:
@@ -104,3 +105,26 @@ def test_large_rows_are_evaluated_a_few_at_a_time() -> None:
     images = Held({"image": torch.zeros(5, 1024, 1024, 3, dtype=torch.uint8)})
     assert [len(batch["image"]) for batch in images.in_order(250)] == [1] * 5
     assert [len(batch["x"]) for batch in columns(600).in_order(250)] == [250, 250, 100]
+
+
+def recordings(steps: list[int], bands: int) -> Ragged:
+    return Ragged.of(torch.zeros(sum(steps), bands), torch.tensor(steps))
+
+
+def test_rows_of_many_numbers_a_step_are_evaluated_a_few_at_a_time() -> None:
+    """250 recordings of 16,000 steps of 40 bands would take 640 MB."""
+    held = Held({"audio": recordings([20_000, 30_000, 70_000], 40)})
+    assert [batch["audio"].shape[:2] for batch in held.in_order(250)] == [(2, 30_000), (1, 70_000)]
+
+
+def test_every_column_of_an_evaluation_batch_is_bounded() -> None:
+    """Also the one that holds less in all, and one whose rows have one size."""
+    steps = Held({"audio": recordings([90_000, 10, 10], 40), "words": recordings([1, 3_000_000, 2_000_000], 1)})
+    assert [len(batch["words"]) for batch in steps.in_order(250)] == [1, 1, 1]
+    images = Held({"words": recordings([1, 2, 3], 1), "image": torch.zeros(3, 1024, 1024, 3, dtype=torch.uint8)})
+    assert [len(batch["image"]) for batch in images.in_order(250)] == [1, 1, 1]
+
+
+def test_a_training_batch_holds_all_its_rows_however_wide_their_steps() -> None:
+    batches = Batches(Held({"audio": recordings([300_000] * 2, 40)}), 2, 0)
+    assert [len(step.pieces[0]["audio"]) for step in batches.epoch(1)] == [2]

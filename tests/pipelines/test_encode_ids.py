@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipelines.encode.features import MeasureEncoder, WordsEncoder
-from pipelines.encode.ids import IdEncoder, RankingEncoder
-from pipelines.schema import Column
+from pipelines.encode.ids import IdEncoder, RankingEncoder, as_ids
+from pipelines.schema import Column, DataError
 
 USER = Column("user", "id")
 
@@ -51,6 +51,40 @@ def test_numbers_and_their_own_spelling_are_one_id() -> None:
     assert texts.codes(chunked([7])).tolist() == texts.codes(chunked(["7"])).tolist() == [2]
 
 
+def test_whole_floats_are_the_ids_that_integers_are_wherever_they_stand() -> None:
+    mixed = as_ids(chunked([7.0, 2.5, 1e15, 1e20, float("inf")]), "user")
+    assert mixed.to_pylist() == ["7", "2.5", "1000000000000000", "1e+20", "inf"]
+    assert IdEncoder.fit(USER, chunked([7, 10**15])).codes(mixed).tolist() == [1, 0, 2, 0, 0]
+
+
+def test_nan_is_a_missing_id_and_no_user_of_that_name() -> None:
+    encoder = IdEncoder.fit(USER, chunked([1.0, float("nan"), 2.0]))
+    assert encoder.ids.to_pylist() == [1, 2]
+    codes, errors = encoder.array(chunked([2.0, float("nan")]))
+    assert codes.tolist() == [2, 0]
+    assert errors == {1: "it is missing"}
+
+
+def test_ids_beyond_int64_are_text_and_no_other_id() -> None:
+    large = chunked([2**63 + 1, 5, 2**63 - 1], pa.uint64())
+    encoder = stored(IdEncoder.fit(USER, large))
+    assert encoder.codes(large).tolist() == [3, 1, 2]
+    assert encoder.codes(chunked([5, 2**63 - 1])).tolist() == [1, 2]
+    small = IdEncoder.fit(USER, chunked([5, 2**63 - 1, 1 - 2**63]))
+    assert small.codes(large).tolist() == [0, 2, 3]
+    assert small.codes(chunked([f"{1 - 2**63}", f"-{2**63 + 1}"])).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("values", "kind"), [([[1]], "list"), ([{"a": 1}], "struct"), ([b"a\xff"], "binary")])
+def test_what_can_be_no_id_is_refused_with_its_column_and_type(values: list[Any], kind: str) -> None:
+    encoder = IdEncoder.fit(USER, chunked([5]))
+    for look in (encoder.codes, encoder.array, lambda raw: IdEncoder.fit(USER, raw)):
+        with pytest.raises(DataError, match=rf"column 'user' holds {kind}"):
+            look(chunked(values))
+    with pytest.raises(DataError, match=r"column 'history' holds"):
+        encoder.lists(chunked([values]))
+
+
 def test_ids_of_a_feature_table_get_codes_too() -> None:
     encoder = IdEncoder.fit(USER, chunked([5, 9])).also(chunked([7, 9]))
     assert encoder.codes(chunked([5, 7, 9])).tolist() == [1, 2, 3]
@@ -61,6 +95,16 @@ def test_lists_of_ids_become_ragged_codes() -> None:
     lists = IdEncoder.fit(USER, chunked([5, 9])).lists(chunked([[9, 5], None, [], [4]]))
     assert lists.sizes[:, 0].tolist() == [2, 0, 0, 1]
     assert lists.values.tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_lists_of_ids_may_be_text_with_bars_or_single_ids(kind: pa.DataType) -> None:
+    encoder = IdEncoder.fit(USER, chunked([5, 9]))
+    for raw in (chunked(["9|5", None, "", "4"], kind), chunked([[9, 5], None, [], [4]])):
+        lists = encoder.lists(raw)
+        assert (lists.values.tolist(), lists.sizes[:, 0].tolist()) == ([2, 1, 0], [2, 0, 0, 1])
+    single = encoder.lists(chunked([9, None, 4]))
+    assert (single.values.tolist(), single.sizes[:, 0].tolist()) == ([2, 0], [1, 0, 1])
 
 
 def test_a_million_ids_are_a_few_bytes_each_and_no_entry_each() -> None:
@@ -79,6 +123,22 @@ def test_words_are_categories_lists_or_text_with_bars() -> None:
     assert errors == {}
     lists, _ = encoder.array(chunked([["a", "c"], None]))
     assert (lists.values.tolist(), lists.sizes[:, 0].tolist()) == ([1, 3], [2, 0])
+
+
+def test_an_empty_text_is_no_word() -> None:
+    encoder = WordsEncoder.fit(Column("genres", "words"), chunked([["a", ""], [" "]]))
+    assert encoder.words == ("a",)
+    words, _ = encoder.array(chunked([["", "a"], [""]]))
+    assert (words.values.tolist(), words.sizes[:, 0].tolist()) == ([1], [1, 0])
+
+
+@pytest.mark.parametrize("values", [[[["a"]]], [{"a": 1}], [b"\xff"]])
+def test_features_that_are_no_words_or_no_numbers_are_refused_with_their_column(values: list[Any]) -> None:
+    words, age = WordsEncoder.fit(Column("genres", "words"), chunked(["a"])), MeasureEncoder.fit(Column("age", "measure"), chunked([1, 2]))
+    with pytest.raises(DataError, match=r"column 'genres' holds .*, which is no text and no list of words"):
+        words.array(chunked(values))
+    with pytest.raises(DataError, match=r"column 'age' holds .*, which is no number"):
+        age.array(chunked(values))
 
 
 def test_measures_are_standardised_and_may_be_missing() -> None:

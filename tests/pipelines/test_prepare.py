@@ -15,11 +15,14 @@ import pytest
 
 from pipelines import batches, spill
 from pipelines import prepare as preparing
-from pipelines.prepare import Prepared, hash_files, hash_table, prepare
-from pipelines.raw import Raw, image_column
+from pipelines.encode.masks import MaskColumn
+from pipelines.fingerprint import hash_files, hash_raw, hash_table
+from pipelines.prepare import Prepared, prepare
+from pipelines.raw import Raw, Side, image_column
 from pipelines.schema import Column, DataError
 from pipelines.sources import files
 from pipelines.sources import table as table_source
+from pipelines.sources import synthetic
 from pipelines.splits import SplitConfig
 
 
@@ -82,6 +85,35 @@ def test_what_is_prepared_is_not_loaded_again(tmp_path: Path) -> None:
 def test_another_source_content_or_split_is_another_fingerprint(source: str, config: Config, split: SplitConfig, tmp_path: Path) -> None:
     first = prepare("mine", load, Config(), SplitConfig(), tmp_path)
     assert prepare(source, load, config, split, tmp_path).fingerprint != first.fingerprint
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "official parts": {"official": np.array(["train"] * 40 + ["validation"] * 10 + ["test"] * 10)},
+    "other official parts": {"official": np.array(["train"] * 39 + ["validation"] * 11 + ["test"] * 10)},
+    "features of ids": {"sides": {"speaker": Side(pa.table({"speaker": ["s1"], "age": [30]}), (Column("age", "measure"),))}},
+    "a changed feature": {"sides": {"speaker": Side(pa.table({"speaker": ["s1"], "age": [31]}), (Column("age", "measure"),))}},
+    "a feature of another kind": {"sides": {"speaker": Side(pa.table({"speaker": ["s1"], "age": [30]}), (Column("age", "words"),))}},
+    "a time": {"time": "speaker"},
+    "an optimum": {"optimum": {"accuracy": 0.9}},
+    "another optimum": {"optimum": {"accuracy": 0.8}},
+    "inputs": {"inputs": (Column("image", "image", (1, 4, 4), "uint8", resize=True),)},
+    "a target": {"target": MaskColumn("label", "class", dtype="str", ignore=3)},
+}
+
+
+def test_whatever_a_source_gives_is_in_its_hash() -> None:
+    raw = load(Config())
+    hashes = {name: hash_raw(dataclasses.replace(raw, **change)) for name, change in {"nothing": {}, **CHANGES}.items()}
+    assert len(set(hashes.values())) == len(hashes), hashes
+    assert hash_raw(load(Config())) == hashes["nothing"]
+
+
+def test_official_parts_of_a_source_without_files_that_change_are_prepared_anew(tmp_path: Path) -> None:
+    rows = [
+        prepare("mine", lambda config, n=n: dataclasses.replace(load(config), **CHANGES[n]), Config(), SplitConfig(), tmp_path).rows
+        for n in ("official parts", "other official parts")
+    ]
+    assert [part["train"] for part in rows] == [40, 39]
 
 
 def test_where_the_data_lies_is_not_in_the_fingerprint(tmp_path: Path) -> None:
@@ -258,3 +290,16 @@ def test_a_large_array_lies_in_a_file_without_a_name(tmp_path: Path, monkeypatch
     large[:] = 7
     assert large.sum() == 707
     assert list(tmp_path.iterdir()) == []
+
+
+def test_users_stay_an_input_where_the_split_goes_by_them(tmp_path: Path) -> None:
+    prepared = prepare("r", synthetic.ratings, synthetic.RatingsConfig(rows=800), SplitConfig(by="group", column="user"), tmp_path)
+    assert prepared.encoder.input_names == ["user", "item"]
+    users = [set(pq.read_table(prepared.file(part))["user"].to_pylist()) for part in ("train", "validation", "test")]
+    assert not users[0] & users[2]
+
+
+def test_the_only_input_can_not_be_what_the_split_goes_by(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'image' is the only input") as caught:
+        prepare("mine", load, Config(), SplitConfig(by="group", column="image"), tmp_path)
+    assert caught.value.key == "data.split.column"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -124,6 +126,119 @@ def test_a_pair_of_two_parts_stays_in_the_earliest(tmp_path: Path) -> None:
     assert held == {("validation", 7), ("test", 8)}
 
 
+def folds(count: int = 120) -> pa.Table:
+    """With a column that tells parts, one that doesn't, and pairs that come in several parts."""
+    made = rows(count)
+    place = np.arange(count) % 10
+    fold = np.where(place < 8, "train", np.where(place == 8, "valid", "test"))
+    return made.append_column("fold", pa.array(fold)).append_column("shop", pa.array(place))
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_a_split_may_go_by_any_column_of_the_table(tmp_path: Path, implicit: bool) -> None:
+    pq.write_table(folds(), tmp_path / "r.parquet")
+    config = Config(path=str(tmp_path / "r.parquet"), implicit=implicit)
+    prepared = prepare("i", load, config, SplitConfig(by="column", column="fold"), tmp_path / "cache")
+    parts = {part: pq.read_table(prepared.file(part)) for part in ("train", "validation", "test")}
+    pairs = {part: set(zip(*(t[c].to_pylist() for c in ("user_id", "movieId")), strict=True)) for part, t in parts.items()}
+    assert parts["train"].column_names == ["user_id", "movieId", "target" if implicit else "rating"], "no other column is learnt from"
+    every = folds().filter(pa.compute.equal(folds()["fold"], "train"))
+    assert pairs["train"] == set(zip(every["user_id"].to_pylist(), every["movieId"].to_pylist(), strict=True))
+    if implicit:
+        assert not pairs["train"] & pairs["test"], "nothing held out was seen before"
+        assert parts["train"].num_rows == len(pairs["train"])
+    assert prepare("i", load, config, SplitConfig(by="group", column="shop"), tmp_path / "cache").rows["test"] > 0
+
+
+def test_a_column_of_parts_leaves_the_latest_row_of_its_earliest_part(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text("user,item,time,fold\na,x,1,train\na,x,3,train\na,x,2,train\na,x,9,test\na,y,9,test\n")
+    table = load(Config(path=str(tmp_path / "r.csv"))).table
+    assert table.select(["item", "time", "fold"]).to_pylist() == [
+        {"item": "x", "time": 3, "fold": "train"},
+        {"item": "y", "time": 9, "fold": "test"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "key", "says"),
+    [
+        ("user", pa.array([[1], [2]]), "data.user", "column 'user' holds list<"),
+        ("item", pa.array([b"\xff", b"a"]), "data.item", "column 'item' holds binary"),
+        ("user", pa.array([1.0, float("nan")]), "data.path", "column 'user', row 1: the id is missing (1 rows)"),
+        ("time", pa.array([1, 2], pa.time64("us")), "data.time", "column 'time' is no time but time64[us]"),
+        ("time", pa.array([[1], [2]]), "data.time", "column 'time' is no time but list<"),
+        ("time", pa.nulls(2), "data.time", "column 'time' holds no time at all (null)"),
+        ("target", pa.array([1, 2]), None, ""),
+    ],
+)
+def test_columns_of_types_that_do_not_fit_are_refused(tmp_path: Path, column: str, values: pa.Array, key: str | None, says: str) -> None:
+    pq.write_table(pa.table({"user": [1, 2], "item": [3, 4]} | {column: values}), tmp_path / "r.parquet")
+    if key is None:
+        assert load(Config(path=str(tmp_path / "r.parquet"))).table["target"].to_pylist() == [1, 1]
+        return
+    with pytest.raises(DataError) as caught:
+        load(Config(path=str(tmp_path / "r.parquet")))
+    assert says in str(caught.value)
+    assert caught.value.key == key
+
+
+def test_times_of_nanoseconds_and_decimals_are_numbers(tmp_path: Path) -> None:
+    for values in (pa.array([2001, 1001], pa.timestamp("ns")), pa.array([2, 1]).cast(pa.decimal128(21, 1))):
+        pq.write_table(pa.table({"user": [1, 2], "item": [3, 4], "time": values}), tmp_path / "r.parquet")
+        assert load(Config(path=str(tmp_path / "r.parquet"))).table["time"].to_pylist() == [2, 1]
+
+
+def test_ids_beyond_int64_and_floats_prepare(tmp_path: Path) -> None:
+    users = np.array([2**63 + place % 7 for place in range(60)], np.uint64)
+    items = np.arange(60) % 11 * 1e19
+    pq.write_table(pa.table({"user": users, "item": items, "rating": np.arange(60) % 5}), tmp_path / "r.parquet")
+    prepared = prepare("i", load, Config(path=str(tmp_path / "r.parquet")), SplitConfig(), tmp_path / "cache")
+    assert [column.vocabulary for column in prepared.schema.inputs] == [8, 12]
+
+
+def test_features_with_names_that_a_batch_has_get_the_side_s_name(tmp_path: Path) -> None:
+    table(tmp_path)
+    pq.write_table(pa.table({"user_id": ["u0", "u1"], "history": ["x", "y"], "held": [1, 2]}), tmp_path / "users.parquet")
+    config = Config(path=str(tmp_path / "ratings.parquet"), user_features="users.parquet", implicit=True)
+    prepared = prepare("i", load, config, SplitConfig(), tmp_path / "cache")
+    assert [column.name for column in prepared.schema.features["user_id"]] == ["user_history", "user_held"]
+
+
+def test_features_of_one_name_are_refused(tmp_path: Path) -> None:
+    table(tmp_path)
+    pq.write_table(pa.table({"user_id": ["u0"], "age": [1]}), tmp_path / "users.parquet")
+    pq.write_table(pa.table({"movieId": [100], "age": [1], "user_age": [2]}), tmp_path / "items.parquet")
+    config = Config(path=str(tmp_path / "ratings.parquet"), user_features="users.parquet", item_features="items.parquet")
+    with pytest.raises(
+        DataError, match=r"column 'user_age' of the table of features of 'movieId': the table of features of 'user_id' has one"
+    ):
+        prepare("i", load, config, SplitConfig(), tmp_path / "cache")
+    prepare("i", load, dataclasses.replace(config, drop=("user_age",)), SplitConfig(), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["history", "part"])
+def test_a_column_of_ids_called_as_what_a_batch_has_is_refused(tmp_path: Path, name: str) -> None:
+    pq.write_table(rows(60).rename_columns(["user_id", name, "rating", "timestamp"]), tmp_path / "r.parquet")
+    config = Config(path=str(tmp_path / "r.parquet"), item=name, implicit=True)
+    with pytest.raises(DataError, match=rf"column '{name}' of the table: a batch has something else of that name; rename it"):
+        prepare("i", load, config, SplitConfig(), tmp_path / "cache")
+
+
+def test_a_table_of_features_without_any_is_as_none(tmp_path: Path) -> None:
+    table(tmp_path)
+    pq.write_table(pa.table({"user_id": ["u0"], "age": [1]}), tmp_path / "users.parquet")
+    config = Config(path=str(tmp_path / "ratings.parquet"), user_features="users.parquet", drop=("age",))
+    assert prepare("i", load, config, SplitConfig(), tmp_path / "cache").schema.features == {}
+
+
+@pytest.mark.parametrize("values", [pa.array([[["a"]]]), pa.array([{"a": 1}]), pa.array([1], pa.date32())])
+def test_features_of_types_that_do_not_fit_are_refused(tmp_path: Path, values: pa.Array) -> None:
+    table(tmp_path)
+    pq.write_table(pa.table({"movieId": [100], "odd": values}), tmp_path / "items.parquet")
+    with pytest.raises(DataError, match=r"'items.parquet', column 'odd' holds .*; leave it out: data.drop: \[odd\]"):
+        load(Config(path=str(tmp_path / "ratings.parquet"), item_features="items.parquet"))
+
+
 def test_times_may_be_dates(tmp_path: Path) -> None:
     (tmp_path / "r.csv").write_text("user,item,rating,date\na,x,1,2020-01-03\na,y,1,2020-01-01\na,z,1,2020-01-02\n")
     raw = load(Config(path=str(tmp_path / "r.csv")))
@@ -190,3 +305,15 @@ def test_movielens_holds_what_its_readme_says(tmp_path: Path) -> None:
     assert prepared.schema.inputs[0].vocabulary == 944
     assert len(prepared.encoder.columns["class"].words) == 19
     assert batches.load(prepared, "test").rows(slice(0, 9))["held"].tolist() == [1] * 9
+
+
+def test_features_whose_ids_are_written_otherwise_are_refused(tmp_path: Path) -> None:
+    """A wrong key would make every feature unknown, silently."""
+    rows = [(f"u{n % 7}", f"i{n % 11}", float(n % 5)) for n in range(80)]
+    pq.write_table(pa.table(dict(zip(("user", "item", "rating"), map(list, zip(*rows, strict=True)), strict=True))), tmp_path / "r.parquet")
+    pq.write_table(pa.table({"item": [f"item-{n}" for n in range(11)], "genre": ["a", "b"] * 5 + ["a"]}), tmp_path / "items.parquet")
+    config = interactions.Config(path=str(tmp_path / "r.parquet"), item_features="items.parquet")
+    with pytest.raises(
+        DataError, match=r"none of the ids in the features of 'item' \(item-0, item-1, item-2 \.\.\.\) is in the training rows"
+    ):
+        prepare("interactions", interactions.load, config, SplitConfig(), tmp_path / "cache")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,14 @@ import torch
 from PIL import Image
 
 from models.cnn import CNN
-from pipelines import batches
+from pipelines import batches, spill
 from pipelines.encode.masks import IGNORE, MaskColumn
 from pipelines.encode.pictures import encode_png
 from pipelines.prepare import prepare
 from pipelines.ragged import sizes_of
 from pipelines.raw import Load, Raw
 from pipelines.schema import DataError
+from pipelines.sources import masks as masks_source
 from pipelines.sources.masks import Config, load
 from pipelines.splits import SplitConfig
 from tests.contracts.source_contract import SourceContract
@@ -190,6 +193,76 @@ def test_a_table_may_name_its_files_and_columns(folder: Path) -> None:
     assert (raw.inputs[0].name, raw.target.name) == ("photo", "truth")
     assert raw.table["photo"][7].as_py() == picture((6, 5, 3), 7).tobytes()
     assert len(Config(path=str(folder / "all.csv"), image="photo", mask="truth").files()) == 41
+
+
+def as_table(folder: Path, name: str, sizes: list[tuple[int, int]], **columns: list[Any]) -> Config:
+    images = [picture((*size, 3), row) for row, size in enumerate(sizes)]
+    masks = [encode_png(mask_of(image, (0, 1, 2))) for image in images]
+    folder.mkdir(exist_ok=True)
+    pq.write_table(pa.table({**columns, "mask": masks, "image": [encode_png(image) for image in images]}), folder / name)
+    return Config(path=str(folder / name))
+
+
+@pytest.mark.parametrize("sizes", [SAME, MIXED])
+def test_a_table_may_be_split_by_its_other_columns(folder: Path, sizes: list[tuple[int, int]]) -> None:
+    patients, parts = [f"p{row % 10}" for row in range(20)], ["train"] * 14 + ["val"] * 2 + ["test"] * 4
+    config = as_table(folder, "all.parquet", sizes, patient=patients, split=parts)
+    by_column = prepare("masks", load, config, SplitConfig(by="column", column="split"), folder.parent / "cache")
+    assert by_column.rows == {"train": 14, "validation": 2, "test": 4}
+    assert pq.read_schema(by_column.file("test")).names == ["image", "mask"]
+    by_group = prepare("masks", load, config, SplitConfig(by="group", column="patient"), folder.parent / "cache")
+    assert by_group.rows == {"train": 16, "validation": 2, "test": 2}
+    raw = load(config)
+    assert (raw.table["patient"].to_pylist(), [column.name for column in raw.inputs]) == (patients, ["image"])
+
+
+def test_tables_for_each_part_keep_their_rows_pictures_and_other_columns(folder: Path) -> None:
+    for part, count in (("train", 9), ("test", 4)):
+        as_table(folder, f"{part}.parquet", SAME[:count], patient=[f"{part} {row}" for row in range(count)])
+    raw = load(Config(path=str(folder)))
+    assert raw.official is not None
+    assert raw.table["patient"].to_pylist() == [f"{part} {row}" for part, count in (("test", 4), ("train", 9)) for row in range(count)]
+    assert raw.official.tolist() == ["test"] * 4 + ["train"] * 9
+    assert raw.table["image"][3].as_py() == raw.table["image"][7].as_py() == picture((6, 5, 3), 3).tobytes()
+
+
+def test_image_and_mask_are_two_columns(folder: Path) -> None:
+    as_table(folder, "all.parquet", SAME)
+    with pytest.raises(DataError, match="'image' is the column of the images, too; name the masks' own") as caught:
+        load(Config(path=str(folder / "all.parquet"), mask="image"))
+    assert caught.value.key == "data.mask"
+
+
+@pytest.mark.parametrize("size", [None, (192, 256)])
+def test_decoded_masks_are_not_held(folder: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int] | None) -> None:
+    """40 masks of 256 x 256 are 2.6 MB, and the images 7.8 MB; both lie in files."""
+    (folder / "images").mkdir(parents=True)
+    (folder / "masks").mkdir()
+    for row in range(40):
+        values = np.repeat(np.arange(256, dtype=np.uint8)[:, None] // 100, 256, 1)
+        (folder / "images" / f"{row}.png").write_bytes(encode_png(np.stack([values] * 3, 2)))
+        (folder / "masks" / f"{row}.png").write_bytes(encode_png(values))
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(spill, "SPILL_BYTES", 1 << 16)
+    load(Config(path=str(folder), size=size))  # what is imported and kept for good
+    tracemalloc.start()
+    with spill.spilling(folder.parent / "cache"):
+        raw = load(Config(path=str(folder), size=size))
+        peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert raw.table.num_rows == 40
+    assert peak < 2 << 20
+    assert list((folder.parent / "cache").iterdir()) == []
+
+
+def test_files_of_different_sizes_that_are_large_lie_in_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(folder, "images", "masks", MIXED)
+    within = load(Config(path=str(folder)))
+    monkeypatch.setattr(masks_source, "CHUNK_BYTES", 400)
+    with spill.spilling(folder.parent / "cache"):
+        through = load(Config(path=str(folder)))
+    assert through.table["image"].num_chunks > 1
+    assert through.table.equals(within.table)
 
 
 def _missing_mask(folder: Path) -> None:

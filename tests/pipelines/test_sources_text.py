@@ -69,6 +69,11 @@ def test_lines_are_texts_unless_they_are_empty(tmp_path: Path) -> None:
     assert raw.table["text"].to_pylist() == ["one", "two", "x\u2028y\x0bz\x85w"]
 
 
+def test_lines_end_as_on_any_system(tmp_path: Path) -> None:
+    raw = loaded(tmp_path, {"a.txt": "one\rtwo\rthree\r", "b.txt": "four\r\nfive\rsix\nseven"})
+    assert raw.table["text"].to_pylist() == ["one", "two", "three", "four", "five", "six", "seven"]
+
+
 def test_a_file_that_is_no_utf_8_is_latin_1_and_an_encoding_may_be_said(tmp_path: Path) -> None:
     files: dict[str, str | bytes] = {"a.txt": "caf\u00e9".encode("latin-1"), "b.txt": "caf\u00e9".encode()}
     assert loaded(tmp_path / "1", files).table["text"].to_pylist() == ["caf\u00e9"] * 2
@@ -108,6 +113,12 @@ WRONG: dict[str, tuple[dict[str, str | bytes], dict[str, Any], str, str]] = {
         {"encoding": "utf-8"},
         "data.encoding",
         r"b.txt', line 2: it is not utf-8 \(.*\); set data.encoding to what it is",
+    ),
+    "not the encoding, with an old Mac's line ends": (
+        {"a.txt": "x", "b.txt": "x\ry\rcaf\u00e9".encode("latin-1")},
+        {"encoding": "utf-8"},
+        "data.encoding",
+        "b.txt', line 2: it is not utf-8",
     ),
     "no encoding": ({"a.txt": "x", "b.txt": "x"}, {"encoding": "uft8"}, "data.encoding", "there is no encoding 'uft8'"),
     "no train": ({"test/a.txt": "x", "test/b.txt": "x"}, {}, "data.path", "holds test/; it must hold one train/"),

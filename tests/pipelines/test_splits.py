@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -161,3 +166,58 @@ def test_leave_one_out_without_a_time_goes_by_the_seed() -> None:
     assert sizes(first) == (36, 2, 2)
     assert np.array_equal(first["test"], again["test"])
     assert not np.array_equal(first["test"], other["test"])
+
+
+EPOCH = datetime(2020, 1, 1, tzinfo=UTC)
+VALUES: dict[str, list[object]] = {
+    "texts": ["b", "B", "\u00e9", "z", "\U0001f600", "\ufb01", "", "aa", "a"],
+    "whole numbers": [3, -1, 10, 2, 1, 9, 0, 8, 2**62],
+    "numbers": [0.0, -0.0, 1.5, float("nan"), -2.0, 10.0, float("inf"), 3.0, 4.0],
+    "booleans": [True, False],
+    "days": [date(2020, 1, day) for day in (9, 2, 30, 4, 1, 7, 8)],
+    "times": [EPOCH + timedelta(hours=hours) for hours in (9, 2, 30, 4, 1, 7, 8)],
+    "decimals": [Decimal(text) for text in ("10.5", "9.5", "-1.0", "3.0", "4.0", "5.0", "0.5")],
+    "bytes": [b"b", b"a", b"\xff", b"ab", b"c", b"d"],
+}
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("kind", VALUES)
+def test_rows_are_split_in_the_order_of_what_a_column_holds(kind: str, chunks: int) -> None:
+    """As by the values' places, found by numpy."""
+    values = [VALUES[kind][place] for place in np.random.default_rng(0).integers(0, len(VALUES[kind]), 90)]
+    places = np.unique(np.asarray(values), return_inverse=True)[1]
+    whole = pa.array(values)
+    cut = pa.chunked_array([whole.slice(start, 90 // chunks) for start in range(0, 90, 90 // chunks)])
+    table = pa.table({"x": range(90), "label": ["a", "b"] * 45, "value": cut, "place": places, "coded": cut.dictionary_encode()})
+    data = Raw(table, (Column("x", "number"),), Column("label", "class"))
+    for by in ("group", "time", "leave_one_out"):
+        wanted = _split_or_error(data, by, "place")
+        assert _split_or_error(data, by, "value") == wanted, by
+        assert _split_or_error(data, by, "coded") == wanted, by
+    timed = [Raw(table, (Column("x", "id"),), Column("label", "class"), time=name) for name in ("value", "place")]
+    assert len({str(_split_or_error(one, "leave_one_out", "label")) for one in timed}) == 1
+
+
+def _split_or_error(data: Raw, by: Any, column: str) -> object:
+    try:
+        return {name: rows.tolist() for name, rows in split(data, SplitConfig(by=by, column=column, seed=4)).items()}
+    except DataError as error:
+        return str(error)
+
+
+def test_a_column_of_lists_says_that_no_split_goes_by_it() -> None:
+    with pytest.raises(DataError, match="column 'odd' holds list<item: int64>, by which rows can't be split") as caught:
+        split(raw(["a", "b"] * 5, odd=[[1], [2]] * 5), SplitConfig(by="group", column="odd"))
+    assert caught.value.key == "data.split.column"
+
+
+def test_one_long_id_does_not_make_all_of_them_long() -> None:
+    """In an array of fixed width these would take 40 MB."""
+    data = raw(["a", "b"] * 1000, who=["x" * 5000, *map(str, range(1999))])
+    tracemalloc.start()
+    parts = split(data, SplitConfig(by="group", column="who"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert sizes(parts) == (1600, 200, 200)
+    assert peak < 4 << 20
