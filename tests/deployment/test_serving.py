@@ -42,7 +42,8 @@ answers = {}
 for name, (folder, rows) in json.loads(sys.argv[1]).items():
     found = mlflow.pyfunc.load_model(folder).predict(pd.read_json(rows, orient="split", dtype=False))
     answers[name] = found.to_dict("records")
-print(json.dumps({"answers": answers, "ours": [m for m in sys.modules if m.split(".")[0] in ("orchestrator", "models", "pipelines")]}, default=repr))
+ours = [m for m in sys.modules if m.split(".")[0] in ("orchestrator", "models", "pipelines")]
+print(json.dumps({"answers": answers, "ours": ours}, default=repr))
 """
 
 

@@ -20,9 +20,8 @@ from pipelines.fingerprint import hash_files, hash_raw, hash_table
 from pipelines.prepare import Prepared, prepare
 from pipelines.raw import Raw, Side, image_column
 from pipelines.schema import Column, DataError
-from pipelines.sources import files
+from pipelines.sources import files, synthetic
 from pipelines.sources import table as table_source
-from pipelines.sources import synthetic
 from pipelines.splits import SplitConfig
 
 
