@@ -312,8 +312,8 @@ def test_features_whose_ids_are_written_otherwise_are_refused(tmp_path: Path) ->
     rows = [(f"u{n % 7}", f"i{n % 11}", float(n % 5)) for n in range(80)]
     pq.write_table(pa.table(dict(zip(("user", "item", "rating"), map(list, zip(*rows, strict=True)), strict=True))), tmp_path / "r.parquet")
     pq.write_table(pa.table({"item": [f"item-{n}" for n in range(11)], "genre": ["a", "b"] * 5 + ["a"]}), tmp_path / "items.parquet")
-    config = interactions.Config(path=str(tmp_path / "r.parquet"), item_features="items.parquet")
+    config = Config(path=str(tmp_path / "r.parquet"), item_features="items.parquet")
     with pytest.raises(
         DataError, match=r"none of the ids in the features of 'item' \(item-0, item-1, item-2 \.\.\.\) is in the training rows"
     ):
-        prepare("interactions", interactions.load, config, SplitConfig(), tmp_path / "cache")
+        prepare("interactions", load, config, SplitConfig(), tmp_path / "cache")
