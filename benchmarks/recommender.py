@@ -221,7 +221,8 @@ def full_ranking(users: int, items: int) -> dict[str, float]:
 def recbole(python: str, data: Path, seed: int, epochs: int) -> Any:
     """(seconds, test scores) of RecBole's BPR, in its own environment."""
     file = str(Path(__file__).with_name("recbole_ranking.py"))
-    return json.loads(measure.run([python, file, str(data.parent), str(epochs), str(seed)], Path.cwd(), 1)[1].splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:  # it leaves its logs where it runs
+        return json.loads(measure.run([python, file, str(data.parent), str(epochs), str(seed)], Path(folder), 1)[1].splitlines()[-1])
 
 
 def compared(task: str, data: Path, seeds: int, quick: bool, python: str | None) -> list[measure.Row]:
