@@ -79,19 +79,23 @@ def test_film_reviews_reach_their_published_accuracy(shell: Shell) -> None:
     scores = [
         train(shell, "sentiment-lstm", f"data.path={DATA / 'mr'}", f"training.seed={seed}")["test"]["test_accuracy"] for seed in range(3)
     ]
-    assert sum(scores) / 3 >= 0.765, scores
+    assert sum(scores) / 3 >= 0.77, scores
 
 
 @missing("ml-100k")
 def test_film_ratings_reach_their_published_error(shell: Shell) -> None:
-    assert train(shell, "movielens-rating", f"data.path={DATA / 'ml-100k'}")["test"]["test_rmse"] <= 0.92
+    path = f"data.path={DATA / 'ml-100k'}"
+    assert train(shell, "movielens-rating", path)["test"]["test_rmse"] <= 0.92
+    splits = [f"data.split={{train: 0.87, validation: 0.03, test: 0.1, seed: {seed}}}" for seed in range(3)]
+    scores = [train(shell, "movielens-rating", path, split)["test"]["test_rmse"] for split in splits]
+    assert sum(scores) / 3 <= 0.905, scores
 
 
 @missing("ml-100k")
 def test_film_rankings_reach_their_published_scores_and_say_both_protocols(shell: Shell) -> None:
     test = train(shell, "movielens-ranking", f"data.path={DATA / 'ml-100k'}")["test"]
-    assert test["test_hr_at_10"] >= 0.64
-    assert test["test_ndcg_at_10"] >= 0.37
+    assert test["test_hr_at_10"] >= 0.65
+    assert test["test_ndcg_at_10"] >= 0.38
     assert 0 < test["test_full_hr_at_10"] < test["test_hr_at_10"]
 
 
