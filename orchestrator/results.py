@@ -49,6 +49,9 @@ class Trained(Result):
     margin: tuple[float, float] | None = None  # by how much test beats it: the 95 % interval
     protocol: str = ""  # how its metrics are measured, where one name could mean two things
 
+    def rows(self) -> list[dict[str, Any]]:
+        return [{k: v for k, v in row.items() if k != "protocol"} for row in super().rows()]
+
 
 @dataclass(frozen=True)
 class Swept(Result):

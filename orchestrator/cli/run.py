@@ -72,7 +72,7 @@ def plan(
 
 
 def _baseline(scores: dict[str, float], margin: tuple[float, float] | None) -> list[str]:
-    """What knowing nothing of the inputs scores on test, and by how much the model is better."""
+    """What knowing nothing of the inputs scores on test (loss and first metrics), and by how much the model is better."""
     if not scores:
         return []
     better = ""
@@ -80,4 +80,4 @@ def _baseline(scores: dict[str, float], margin: tuple[float, float] | None) -> l
         better = f"; the model is worse, by {-margin[1]:.4f} to {-margin[0]:.4f} (95 %)"
     elif margin is not None:
         better = f"; better by {margin[0]:.4f} to {margin[1]:.4f} (95 %)" if margin[0] > 0 else "; no better by more than noise"
-    return [f"baseline: {'  '.join(f'{k} {v:.4f}' for k, v in scores.items())}{better}"]
+    return [f"baseline: {'  '.join(f'{k} {v:.4f}' for k, v in list(scores.items())[:3])}{better}"]
