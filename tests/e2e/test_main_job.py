@@ -40,7 +40,7 @@ def test_file(swept: Swept) -> Path:
 
 def test_a_sweep_says_every_trial_and_the_best_of_them_with_its_test_score(swept: Swept) -> None:
     _, sweep = swept
-    assert list(sweep) == ["experiment", "sweep", "run_id", "state", "trials", "best", "wall_s"]
+    assert list(sweep) == ["experiment", "sweep", "run_id", "state", "trials", "best", "wall_s", "baseline", "optimum", "protocol"]
     assert (sweep["experiment"], sweep["state"], [t["trial"] for t in sweep["trials"]]) == ("digits-cnn", "finished", [0, 1, 2])
     assert all(list(trial) == TRIAL for trial in sweep["trials"])
     assert {t["state"] for t in sweep["trials"]} <= {"finished", "stopped"}
@@ -70,8 +70,10 @@ def test_the_leaderboard_is_best_first_and_can_be_cut(swept: Swept, typed: Typed
     assert scores == sorted(scores, reverse=True)
     assert (runs["runs"][0]["run_id"], {run["sweep"] for run in runs["runs"]}) == (sweep["best"]["run_id"], {sweep["sweep"]})
     table = typed("runs", "digits-cnn", "--top", "1", folder=shell.folder)
-    assert len(table.out.strip().splitlines()) == 2
-    assert "val_accuracy" in table.out
+    head, run, baseline = table.out.strip().splitlines()
+    assert "val_accuracy" in head
+    assert run.startswith("1 ")
+    assert baseline.split()[:4] == ["baseline:", "majority", "class", "0.1000"]
 
 
 def test_the_best_trial_becomes_version_1(swept: Swept, promoted: Any) -> None:
