@@ -24,12 +24,12 @@ def make_wheel(name: str, version: str, packages: Mapping[str, Path], folder: Pa
     info = f"{name}-{version}.dist-info"
     files[f"{info}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode()
     files[f"{info}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: orchestrator\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-    record = [f"{path},sha256={_digest(content)},{len(content)}" for path, content in files.items()]
+    record = [f"{inside},sha256={_digest(content)},{len(content)}" for inside, content in files.items()]
     files[f"{info}/RECORD"] = "\n".join([*record, f"{info}/RECORD,,"]).encode() + b"\n"
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path, content in files.items():
-            archive.writestr(zipfile.ZipInfo(path, (2020, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+        for inside, content in files.items():
+            archive.writestr(zipfile.ZipInfo(inside, (2020, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
     return wheel
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Len, Lt
+from annotated_types import Ge, Gt, Len, Lt, doc
 from torch import Tensor, nn
 
 from . import classify
@@ -23,20 +23,24 @@ class CNN(Family):
 
     @dataclass(frozen=True)
     class Config(FamilyConfig):
-        """`pool_after` and `strides` name convolutions by their place, from 1; a short list of kernels repeats its last entry."""
+        """The convolutions, and what follows them."""
 
-        channels: Annotated[tuple[Positive, ...], Len(1)] = (32, 64, 64)
-        kernels: Annotated[tuple[Positive, ...], Len(1)] = (3,)
-        strides: Annotated[tuple[Positive, ...], Len(1)] = (1,)
-        pool_after: tuple[Positive, ...] = (2, 3)
-        padding: Literal["same", "valid"] = "same"
-        hidden: tuple[Positive, ...] = ()  # fully connected layers before the classifier
-        head: Literal["auto", "flatten", "average"] = "auto"  # auto: flatten a last map of up to 64 cells, average a larger one
-        norm: Norm = "batch"
-        dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-        hidden_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0  # after each hidden layer
-        label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-        class_weights: classify.ClassWeights = "none"
+        channels: Annotated[tuple[Positive, ...], Len(1), doc("filters of each convolution")] = (32, 64, 64)
+        kernels: Annotated[tuple[Positive, ...], Len(1), doc("sides of the kernels; a short list repeats its last")] = (3,)
+        strides: Annotated[tuple[Positive, ...], Len(1), doc("of the convolutions, from the first on; the others have 1")] = (1,)
+        pool_after: Annotated[tuple[Positive, ...], doc("places of convolutions, from 1, that 2x2 max pooling follows")] = (2, 3)
+        padding: Annotated[Literal["same", "valid"], doc("same: images keep their size; valid: they lose a border")] = "same"
+        hidden: Annotated[tuple[Positive, ...], doc("sizes of fully connected layers before the classifier")] = ()
+        head: Annotated[Literal["auto", "flatten", "average"], doc("auto: flatten a last map of up to 64 cells, average a larger one")] = (
+            "auto"
+        )
+        norm: Annotated[Norm, doc("batch, sync (over all workers), none")] = "batch"
+        dropout: Annotated[float, Ge(0), Lt(1), doc("before the classifier")] = 0.0
+        hidden_dropout: Annotated[float, Ge(0), Lt(1), doc("after each hidden layer")] = 0.0
+        label_smoothing: Annotated[float, Ge(0), Lt(1), doc("share of the target that is spread over all classes, in training")] = 0.0
+        class_weights: Annotated[
+            classify.ClassWeights, doc("balanced: rows count by the inverse of their class's frequency, in training")
+        ] = "none"
 
         def __post_init__(self) -> None:
             for name in ("kernels", "strides"):
@@ -49,6 +53,8 @@ class CNN(Family):
     metrics = ("accuracy",)
     channels_last = True
     baseline_name = classify.BASELINE
+
+    class_weights: Tensor | None
 
     def __init__(self, config: Config, schema: Schema) -> None:
         super().__init__(config, schema)

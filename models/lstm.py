@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Lt, doc
 from torch import Tensor, nn
 
 from . import classify
@@ -25,18 +25,18 @@ Share = Annotated[float, Ge(0), Lt(1)]
 
 
 @dataclass(frozen=True)
-class Config(FamilyConfig):
+class RecurrentConfig(FamilyConfig):
     """What both families have. Every dropout is off in evaluation."""
 
-    embedding: Positive = 100  # of a word or symbol; sequences of numbers have none
-    hidden: Positive = 128  # of each layer and direction
-    layers: Positive = 1
-    bidirectional: bool = False
-    pooling: Literal["last", "mean", "max"] = "last"  # of a row's steps; last: the states that have seen all of it
-    dropout: Share = 0.0  # between layers and before the answer
-    word_dropout: Share = 0.0  # whole words count as unknown, whole steps of a sequence as the mean
-    feature_dropout: Share = 0.0  # features of a step or a word's vector, the same ones in all steps of a row
-    max_length: Positive | None = None  # steps after so many are left out
+    embedding: Annotated[Positive, doc("size of a word's or symbol's vector; sequences of numbers have none")] = 100
+    hidden: Annotated[Positive, doc("size of each layer's state, in each direction")] = 128
+    layers: Annotated[Positive, doc("LSTMs on top of each other")] = 1
+    bidirectional: Annotated[bool, doc("a second pass from the end")] = False
+    pooling: Annotated[Literal["last", "mean", "max"], doc("of a row's steps; last: the states that have seen all of it")] = "last"
+    dropout: Annotated[Share, doc("between layers and before the answer")] = 0.0
+    word_dropout: Annotated[Share, doc("share of words that count as unknown, of steps that count as the mean, in training")] = 0.0
+    feature_dropout: Annotated[Share, doc("share of features that are off in all steps of a row, in training")] = 0.0
+    max_length: Annotated[Positive | None, doc("steps after so many are left out")] = None
 
 
 class Recurrent(Family):
@@ -136,9 +136,13 @@ class LSTM(Recurrent):
     """A class for each row."""
 
     @dataclass(frozen=True)
-    class Config(Config):
-        label_smoothing: Share = 0.0
-        class_weights: classify.ClassWeights = "none"
+    class Config(RecurrentConfig):
+        """And what classifiers have."""
+
+        label_smoothing: Annotated[Share, doc("share of the target that is spread over all classes, in training")] = 0.0
+        class_weights: Annotated[
+            classify.ClassWeights, doc("balanced: rows count by the inverse of their class's frequency, in training")
+        ] = "none"
 
     task = "classification"
     metrics = ("accuracy",)
@@ -168,7 +172,7 @@ class LSTM(Recurrent):
 class LSTMRegression(Recurrent):
     """A number for each row. Outputs are standardised by the training rows' mean and deviation: [B]."""
 
-    Config = Config
+    Config = RecurrentConfig
     task = "regression"
     metrics = ("rmse", "mae")
     baseline_name = "mean"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Lt, doc
 from torch import Tensor
 
 from . import ranking
@@ -30,19 +30,20 @@ LARGE = 100_000  # rows of a table from which its gradients are sparse: a dense 
 
 @dataclass(frozen=True)
 class PairConfig(FamilyConfig):
-    """`dim`: factors of an id; `hidden`: layers of neumf and two_tower (default: by `dim`); `reg`: of the squares of a row's vectors.
+    """What ratings and rankings have in common."""
 
-    `id_dropout`: the share of ids that only their features speak for, in training. `sparse`: whether a step touches only the rows of the
-    tables that a batch has (auto: of tables of more than 100,000 rows, where the loss needs no others).
-    """
-
-    kind: Literal["mf", "neumf", "two_tower"] = "mf"
-    dim: Positive = 32
-    hidden: tuple[Positive, ...] = ()
-    dropout: Share = 0.0
-    id_dropout: Share = 0.0
-    reg: Annotated[float, Ge(0)] = 0.0
-    sparse: Literal["auto", "always", "never"] = "auto"
+    kind: Annotated[
+        Literal["mf", "neumf", "two_tower"], doc("mf: product of factors; neumf: a network beside it; two_tower: a network for each side")
+    ] = "mf"
+    dim: Annotated[Positive, doc("factors of an id")] = 32
+    hidden: Annotated[tuple[Positive, ...], doc("layers of neumf and two_tower; default: by dim")] = ()
+    dropout: Annotated[Share, doc("of factors, or between layers")] = 0.0
+    id_dropout: Annotated[Share, doc("share of ids that only their features speak for, in training")] = 0.0
+    reg: Annotated[float, Ge(0), doc("weight of the squares of a row's vectors in the loss")] = 0.0
+    sparse: Annotated[
+        Literal["auto", "always", "never"],
+        doc("whether a step touches only the rows that a batch has; auto: in tables of more than 100,000 rows"),
+    ] = "auto"
 
 
 class Pairs(Family):
@@ -51,12 +52,14 @@ class Pairs(Family):
     Config = PairConfig
     mixed_precision = False
 
+    scorer: Any  # of models.scorers
+
     def __init__(self, config: Any, schema: Schema) -> None:
         super().__init__(config, schema)
         user, item = schema.inputs
         self.user, self.item, self.target = user.name, item.name, schema.target.name
-        self.scorer: Any = SCORERS[config.kind](config.dim, config.hidden, config.dropout)
-        features, width = getattr(schema, "features", {}), int(self.scorer.width)
+        self.scorer = SCORERS[config.kind](config.dim, config.hidden, config.dropout)
+        features, width = getattr(schema, "features", {}), self.scorer.width
         self.users, self.items = (
             Entity(column.vocabulary, width, features.get(column.name, ()), self._is_sparse(column.vocabulary, touches_rows))
             for column, touches_rows in ((user, True), (item, self._touches_rows()))

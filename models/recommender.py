@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
+from annotated_types import Ge, doc
 from torch import Tensor
 
 from . import ranking
@@ -24,7 +24,9 @@ class Recommender(Pairs):
 
     @dataclass(frozen=True)
     class Config(PairConfig):
-        loss: Literal["mse", "bce"] = "mse"
+        """How ratings are learnt."""
+
+        loss: Annotated[Literal["mse", "bce"], doc("mse, or bce between the smallest and the largest rating")] = "mse"
 
     task = "regression"
     metrics = ("rmse", "mae")
@@ -101,12 +103,14 @@ class Ranker(Pairs):
 
     @dataclass(frozen=True)
     class Config(PairConfig):
-        """`negatives`: of a row (bpr, bce), or shared by a batch (sampled_softmax); 0: 1, 4 and 512. Popular items are drawn more often
-        in a sampled softmax, by the power `draw_power` of their rows, which the loss corrects for."""
+        """How a ranking is learnt."""
 
-        loss: Literal["softmax", "sampled_softmax", "bpr", "bce"] = "softmax"
-        negatives: Annotated[int, Ge(0)] = 0
-        draw_power: Annotated[float, Ge(0)] = 0.75
+        loss: Annotated[
+            Literal["softmax", "sampled_softmax", "bpr", "bce"],
+            doc("what a positive is told apart from: all items, drawn ones, or pairs with one not had"),
+        ] = "softmax"
+        negatives: Annotated[int, Ge(0), doc("of a row (bpr, bce) or shared by a batch (sampled_softmax); 0: 1, 4 and 512")] = 0
+        draw_power: Annotated[float, Ge(0), doc("of the items' rows, by which a sampled softmax draws; the loss corrects for it")] = 0.75
 
     task = "ranking"
     metrics = ranking.METRICS

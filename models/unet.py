@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Len, Lt
+from annotated_types import Ge, Gt, Len, Lt, doc
 from torch import Tensor, nn
 
 from . import classify, segmentation
@@ -28,14 +28,18 @@ class UNet(Family):
 
     @dataclass(frozen=True)
     class Config(FamilyConfig):
-        """`channels`: of each level, from full resolution down; every further level halves it."""
+        """The levels, and what they are trained for."""
 
-        channels: Annotated[tuple[Positive, ...], Len(1)] = (16, 32, 64)
-        convolutions: Positive = 2  # of each level, on the way down and on the way up
-        norm: Norm = "batch"
-        dropout: Annotated[float, Ge(0), Lt(1)] = 0.0  # of whole channels at the lowest level
-        loss: segmentation.Loss = "cross_entropy"
-        class_weights: classify.ClassWeights = "none"
+        channels: Annotated[
+            tuple[Positive, ...], Len(1), doc("of each level, from full resolution down; every further level halves it")
+        ] = (16, 32, 64)
+        convolutions: Annotated[Positive, doc("of each level, on the way down and on the way up")] = 2
+        norm: Annotated[Norm, doc("batch, sync (over all workers), none")] = "batch"
+        dropout: Annotated[float, Ge(0), Lt(1), doc("of whole channels at the lowest level")] = 0.0
+        loss: Annotated[segmentation.Loss, doc("cross_entropy, dice, or their sum")] = "cross_entropy"
+        class_weights: Annotated[
+            classify.ClassWeights, doc("balanced: pixels count by the inverse of their class's frequency, in training")
+        ] = "none"
 
     task = "segmentation"
     metrics = ("iou", "dice", "pixel_accuracy")

@@ -75,8 +75,7 @@ def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = N
 
 
 def _launch(command: Command, path: str, overrides: Overrides, address: str | None, show: launching.Show) -> launching.Outcome:
-    asked = asking.ask(Path(path), overrides)
-    out = launching.run(command, asked, address or os.environ.get("RAY_ADDRESS") or None, show)
+    out = launching.run(command, asking.ask(Path(path), overrides), address or os.environ.get("RAY_ADDRESS") or None, show)
     if not out.results:
         raise Interrupted("interrupted before the first run had begun")
     return out

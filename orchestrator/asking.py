@@ -32,7 +32,7 @@ from pipelines.splits import SplitConfig
 
 @dataclass(frozen=True)
 class Asked:
-    """An experiment, read and checked against its data, and where it was asked."""
+    """An experiment, read and checked against its data, and where it was asked. `network`: untrained, while it is needed."""
 
     path: Path
     experiment: Experiment
@@ -41,6 +41,7 @@ class Asked:
     overrides: tuple[str, ...] = ()
     parameters: int = 0
     starts: Starts | None = None
+    network: Family | None = None
 
     @property
     def family(self) -> type[Family]:
@@ -72,7 +73,7 @@ def ask(path: Path, overrides: Sequence[str]) -> Asked:
     _check_augment(experiment, prepared)
     parameters = sum(p.numel() for p in family.parameters())
     starts = Starts(experiment, prepared.encoder, family, folder, home())
-    return Asked(path, experiment, prepared, folder, tuple(overrides), parameters, starts)
+    return Asked(path, experiment, prepared, folder, tuple(overrides), parameters, starts, family)
 
 
 def _check_augment(experiment: Experiment, prepared: Prepared) -> None:

@@ -35,7 +35,7 @@ from orchestrator.records import provenance
 from orchestrator.records.ledger import Launch, Ledger, new_id
 from orchestrator.records.tracking import BackgroundSender, check_store, destination
 from orchestrator.training.checkpoint import folder_of
-from orchestrator.training.trial import Job, build_family, one_line
+from orchestrator.training.trial import Job, one_line
 from pipelines.stream import Streamed
 
 Show = Callable[[Event | Plan], None]
@@ -77,6 +77,7 @@ def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outc
             if address is None and plan.executor != "inline":
                 connection.enter_context(_connected(None, plan.threads, found.cpus))
             launch = _begin(ledger, command, asked, plan)
+            asked = dataclasses.replace(asked, network=None)  # it may be large, and each trial makes its own
             try:
                 state, results = _drive(command, asked, plan, ledger, launch, show)
                 winner = conclude(home(), ledger, launch, asked.experiment, asked.prepared, state, results)
@@ -146,10 +147,10 @@ def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch
 
 def _baseline(asked: Asked) -> dict[str, Any]:
     """What knowing nothing of the inputs is worth on validation: its name, and its metrics."""
-    family = build_family(asked.experiment, asked.prepared.schema, str(asked.folder))
-    family.bind(asked.prepared.tables())
-    scores = scoring.baseline(family, asked.prepared.encoder, Streamed.of(asked.prepared, "validation"), "val")
-    return {"name": family.baseline_name, "metrics": scores} if scores else {}
+    assert asked.network is not None
+    prepared = asked.prepared
+    scores = scoring.baseline(asked.network, prepared.encoder, Streamed.of(prepared, "validation"), "val")
+    return {"name": asked.network.baseline_name, "metrics": scores} if scores else {}
 
 
 def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, show: Show) -> tuple[str, list[TrialResult]]:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from .encode import Encoder, Errors
+from .encode import Encoder
+from .encode.column import Errors
 from .ragged import MOST_CELLS, by_size, in_memory, take
 
 BATCH = 250

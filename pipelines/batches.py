@@ -153,7 +153,7 @@ def pieces_of(total: int, rank: int, world_size: int, accumulate: int) -> list[i
 def step_of(columns: Columns, order: Tensor, rank: int, world_size: int, accumulate: int) -> Step:
     """One rank's piece of a global batch, the rows of which are `order`."""
     first, count = share_of(len(order), rank, world_size)
-    pieces = order[first : first + count].split(pieces_of(len(order), rank, world_size, accumulate))  # type: ignore[no-untyped-call]
+    pieces = order[first : first + count].split(pieces_of(len(order), rank, world_size, accumulate))
     return Step([take(columns, piece) for piece in pieces], count, len(order))
 
 
@@ -179,6 +179,6 @@ def alike(order: Tensor, sizes: Tensor | None, batch_size: int, generator: torch
     whole = len(order) - len(order) % batch_size
     if sizes is None or whole == 0:
         return order
-    pools = zip(*(values[:whole].split(POOL * batch_size) for values in (order, sizes)), strict=True)  # type: ignore[no-untyped-call]
+    pools = zip(*(values[:whole].split(POOL * batch_size) for values in (order, sizes)), strict=True)
     batches = torch.cat([pool[cells.argsort(stable=True)] for pool, cells in pools]).view(-1, batch_size)
     return torch.cat([batches[torch.randperm(len(batches), generator=generator)].flatten(), order[whole:]])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .row_hash import distinct, hash_rows, is_known
-from .seen import Origin, Seen
+from .seen import RowNames, Seen
 
 ACROSS = {  # (a part, the part that knows its rows already) -> what that does
     ("test", "train"): "the test score is too good",
@@ -39,7 +39,7 @@ class Copies:
         across = {f"{other}/{part}": count for (part, other), count in self.across.items()}
         return {"inside": dict(self.inside), "across": across, "differing_targets": self.differing}
 
-    def leak(self, part: str, other: str, origin: Origin) -> str | None:
+    def leak(self, part: str, other: str, origin: RowNames) -> str | None:
         """What is to be said of the rows of a part that another has too; None if there are none."""
         count = self.across[part, other]
         if not count:
@@ -49,11 +49,11 @@ class Copies:
         rows = f"1 row ({share:.2%}) has" if count == 1 else f"{count} rows ({share:.2%}) have"
         return f"{part}: {rows} the same inputs as rows of {other}, as {one} and {two}: {ACROSS[part, other]}; {REMEDY}"
 
-    def leaks(self, origin: Origin) -> Iterator[str]:
+    def leaks(self, origin: RowNames) -> Iterator[str]:
         """Of every pair of parts, the sentence."""
         yield from (says for part, other in ACROSS if (says := self.leak(part, other, origin)))
 
-    def repeats(self, origin: Origin) -> Iterator[str]:
+    def repeats(self, origin: RowNames) -> Iterator[str]:
         """What is to be said of copies inside a part, and of inputs with different targets."""
         for part, count in self.inside.items():
             if count:

@@ -11,7 +11,7 @@ import numpy as np
 from .copies import find_copies
 from .row_hash import distinct, is_known
 from .schema import Column, Schema
-from .seen import Origin, Seen, read_seen
+from .seen import RowNames, Seen, read_seen
 
 FORMAT = 1
 IDS = ("id",)  # kinds of columns by which rows name the same person or thing again and again
@@ -24,7 +24,7 @@ UNKNOWN = 0.05  # share of the test rows whose id train doesn't know, from which
 SHOWN = 10  # row numbers of outliers, class names
 
 
-def look_at(files: Mapping[str, Path], schema: Schema, counts: Mapping[str, Mapping[str, int]], origin: Origin) -> dict[str, Any]:
+def look_at(files: Mapping[str, Path], schema: Schema, counts: Mapping[str, Mapping[str, int]], origin: RowNames) -> dict[str, Any]:
     """As JSON-ready data: `columns` (by name), `duplicates`, `problems` (sentences), and `leak`, the one between train and test, or None.
 
     `files`: part -> Parquet file, read some rows at a time; `counts`: part -> class -> rows.
@@ -48,7 +48,7 @@ def look_at(files: Mapping[str, Path], schema: Schema, counts: Mapping[str, Mapp
     }
 
 
-def _summary(column: Column, seen: Mapping[str, Seen], origin: Origin) -> dict[str, Any]:
+def _summary(column: Column, seen: Mapping[str, Seen], origin: RowNames) -> dict[str, Any]:
     """What `data show` says of a column, by part."""
     said: dict[str, Any] = {
         "missing": {part: int(of["missing"].sum()) for part, of in seen.items()},
@@ -122,7 +122,7 @@ def _class_problems(counts: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
         )
 
 
-def _missing_problems(column: Column, seen: Mapping[str, Seen], origin: Origin) -> Iterator[str]:
+def _missing_problems(column: Column, seen: Mapping[str, Seen], origin: RowNames) -> Iterator[str]:
     for part, of in seen.items():
         places = np.flatnonzero(of["missing"])
         if len(places):
@@ -137,7 +137,7 @@ def _rows(count: int) -> str:
     return "1 row" if count == 1 else f"{count} rows"
 
 
-def _outlier_problems(column: Column, seen: Mapping[str, Seen], origin: Origin) -> Iterator[str]:
+def _outlier_problems(column: Column, seen: Mapping[str, Seen], origin: RowNames) -> Iterator[str]:
     far = _far(column, seen)
     few = sum(len(places) for places in far.values()) <= FEW * sum(len(of["missing"]) for of in seen.values())
     for part, places in far.items():
@@ -166,7 +166,7 @@ def _constant_problems(column: Column, seen: Mapping[str, Seen]) -> Iterator[str
         yield f"{says}; leave it out: data.drop: [{column.name}]"
 
 
-def _id_problems(column: Column, seen: Mapping[str, Seen], origin: Origin) -> Iterator[str]:
+def _id_problems(column: Column, seen: Mapping[str, Seen], origin: RowNames) -> Iterator[str]:
     new = _unknown(seen, "test") if column.kind in IDS else None
     if new is not None and new["share"] >= UNKNOWN:
         place = int(np.argmin(is_known(seen["test"]["hashes"], distinct(seen["train"]["hashes"]))))

@@ -26,7 +26,7 @@ from .look import look_at
 from .ragged import Ragged
 from .raw import Load, Raw
 from .schema import FORMAT, DataError, Schema
-from .seen import Origin
+from .seen import RowNames
 from .spill import SPILL_BYTES, Spill, spilling
 from .splits import NAMES, SplitConfig, split
 
@@ -141,7 +141,7 @@ def _write(raw: Raw, config: SplitConfig, fingerprint: str, folder: Path) -> Non
         described = _describe(raw, tables, encoder, fingerprint)
         (beside / "data.json").write_text(json.dumps(described, indent=1))
         files = {name: beside / f"{name}.parquet" for name in NAMES}
-        found = look_at(files, encoder.schema, described["counts"], Origin(parts, raw.official))
+        found = look_at(files, encoder.schema, described["counts"], RowNames(parts, raw.official))
         (beside / "look.json").write_text(json.dumps(found, indent=1))
         beside.chmod(0o755)
         try:

@@ -130,7 +130,7 @@ def by_size(columns: Columns, rows: Tensor, most_rows: int, most_cells: int) -> 
     ragged = [values for values in columns.values() if isinstance(values, Ragged)]
     most_rows = rows_at_once(columns, most_rows, most_cells)
     if not ragged:
-        yield from rows.split(most_rows)  # type: ignore[no-untyped-call]
+        yield from rows.split(most_rows)
         return
     numbers = torch.stack([column.numbers for column in ragged]).amax(0)
     rows = rows[numbers[rows].argsort(stable=True)]

@@ -154,7 +154,7 @@ class _Filling:
         """(which of the next `count` rows, from `first` on, the buffer wants; the places that they have in it)."""
         places = self._place[first : first + count]
         wanted = np.flatnonzero(places >= 0)
-        return wanted, places[wanted]
+        return wanted, places[wanted].astype(np.intp)  # numpy's own kind of index: with int32 it takes three times as long
 
     def put(self, places: np.ndarray, arrays: Mapping[str, Array]) -> None:
         self.places.append(places)
@@ -165,8 +165,7 @@ class _Filling:
             if name not in self.tensors:
                 self.tensors[name] = _empty((len(self.rows), *values.shape[1:]), values.dtype, self.pin)
             if len(places):
-                consecutive = places[-1] - places[0] == len(places) - 1 and bool((np.diff(places) == 1).all())
-                self.tensors[name].numpy()[slice(places[0], places[-1] + 1) if consecutive else places] = values
+                _put_rows(self.tensors[name].numpy(), places, values)
 
     def columns(self) -> Columns:
         """The buffer, its rows in the order asked for."""
@@ -175,6 +174,14 @@ class _Filling:
         for name in list(self.ragged):
             columns[name] = _end_to_end(self.ragged.pop(name), places)
         return columns
+
+
+def _put_rows(whole: np.ndarray, places: np.ndarray, values: np.ndarray) -> None:
+    """Write rows [n, ...] to their places; as rows of one axis, which numpy copies in half the time of several."""
+    if whole.ndim > 2:
+        whole, values = whole.reshape(len(whole), -1), values.reshape(len(values), -1)
+    consecutive = places[-1] - places[0] == len(places) - 1 and bool((np.diff(places) == 1).all())
+    whole[slice(places[0], places[-1] + 1) if consecutive else places] = values
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype[Any], pin: bool) -> Tensor:

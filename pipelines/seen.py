@@ -21,7 +21,7 @@ Seen = dict[str, np.ndarray]  # of a column's rows: `hashes` [n] uint64, `missin
 
 
 @dataclass(frozen=True)
-class Origin:
+class RowNames:
     """Where prepared rows come from. `rows`: part -> their numbers in the raw data; `official`: the given part of each raw row."""
 
     rows: Mapping[str, np.ndarray]

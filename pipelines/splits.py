@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Lt, doc
 
 from .encode.classes import label_codes
 from .raw import Raw
@@ -26,12 +26,15 @@ class SplitConfig:
     Where official parts lack a validation part, it is taken from train, as large as `validation` is beside `train`.
     """
 
-    by: Literal["random", "group", "time", "leave_one_out", "column"] | None = None
-    column: str | None = None
-    train: Annotated[float, Gt(0), Lt(1)] = 0.8
-    validation: Annotated[float, Gt(0), Lt(1)] = 0.1
-    test: Annotated[float, Gt(0), Lt(1)] = 0.1
-    seed: Annotated[int, Ge(0)] = 0
+    by: Annotated[
+        Literal["random", "group", "time", "leave_one_out", "column"] | None,
+        doc("how rows are parted; default: official parts where there are any, else random"),
+    ] = None
+    column: Annotated[str | None, doc("what group, time and column go by")] = None
+    train: Annotated[float, Gt(0), Lt(1), doc("share of the rows")] = 0.8
+    validation: Annotated[float, Gt(0), Lt(1), doc("share of the rows")] = 0.1
+    test: Annotated[float, Gt(0), Lt(1), doc("share of the rows")] = 0.1
+    seed: Annotated[int, Ge(0), doc("of a random split")] = 0
 
     def __post_init__(self) -> None:
         if abs(self.train + self.validation + self.test - 1) > 1e-6:

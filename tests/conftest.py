@@ -15,10 +15,11 @@ import torch
 
 import orchestrator  # noqa: F401  first: it binds `models`, `pipelines` and `cluster` to this project's own
 from orchestrator.catalog import catalog
+from orchestrator.events import EpochEnded
 from orchestrator.experiment.config import Experiment
 from orchestrator.experiment.file import apply_override
 from orchestrator.experiment.read import resolve
-from orchestrator.training.trial import Job
+from orchestrator.training.trial import Job, run
 from pipelines.prepare import Prepared, prepare
 from pipelines.raw import Raw, image_column
 from pipelines.schema import Column
@@ -29,6 +30,16 @@ for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_DISABLE_TELE
 
 MakeExperiment = Callable[..., Experiment]
 MakeJob = Callable[..., Job]
+
+
+def drive(job: Job, epochs: int = 99) -> list[Any]:
+    """The events of a job that runs in this process, to its end or closed after so many epochs."""
+    steps = run(job)
+    events: list[Any] = [next(steps)]
+    while isinstance(events[-1], EpochEnded) and len(events) < epochs:
+        events.append(steps.send(True))
+    steps.close()
+    return events
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -105,7 +105,7 @@ class SchedulerConfig(Section):
 class SweepConfig(Section):
     """The search."""
 
-    trials: PositiveInt = 16
+    trials: PositiveInt = Field(16, description="runs of the search; a grid ends when it is exhausted")
     search: str = Field("tpe", description="random, grid, tpe, a searcher of Ray Tune by name, or a path")
     scheduler: SchedulerConfig = Field(SchedulerConfig(), description="none, asha, or a mapping with its settings")
     max_concurrent: PositiveInt | None = Field(None, description="trials at the same time, at most")
@@ -123,15 +123,17 @@ class SweepConfig(Section):
 class Bound(Section):
     """What a metric must reach."""
 
-    min: float | None = None
-    max: float | None = None
+    min: float | None = Field(None, description="at least this")
+    max: float | None = Field(None, description="at most this")
 
 
 class RegistryConfig(Section):
     """Which registered model a promotion is for, and what it must reach."""
 
     model: str | None = Field(None, pattern=r"^[^/:\"'%]+$", description="default: the experiment's name")
-    require: dict[str, Bound] = {}
+    require: dict[str, Bound] = Field(
+        {}, description="metric -> {min, max} that a promotion must reach, such as test_accuracy: {min: 0.97}"
+    )
 
 
 class StorageConfig(Section):

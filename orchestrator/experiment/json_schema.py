@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
+from annotated_types import DocInfo
 from pydantic import TypeAdapter
 
 from orchestrator.experiment.config import Experiment, ModelConfig, OptimizerConfig
@@ -40,11 +41,21 @@ def _of_every_family() -> dict[str, Any]:
 
 
 def _inline(cls: type) -> dict[str, Any]:
-    return {**TypeAdapter(cls).json_schema(), "additionalProperties": False}
+    return {**_options(cls), "additionalProperties": False}
+
+
+def _options(cls: type) -> dict[str, Any]:
+    """The schema of a part's Config, each option with what its annotation says of it (annotated_types.doc)."""
+    schema = TypeAdapter(cls).json_schema()
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        said = [note.documentation for note in getattr(hint, "__metadata__", ()) if isinstance(note, DocInfo)]
+        if said and name in schema.get("properties", {}):
+            schema["properties"][name]["description"] = said[-1]
+    return schema
 
 
 def _part(key: str, name: str, cls: type, more: Mapping[str, Any]) -> dict[str, Any]:
-    options = TypeAdapter(cls).json_schema()
+    options = _options(cls)
     properties = {key: {"const": name}, **more, **options.get("properties", {})}
     required = [] if name == OptimizerConfig().name else [key]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}

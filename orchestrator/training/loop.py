@@ -138,7 +138,7 @@ class Training:
             outputs = self.net(batch)
         rows = self.family.loss(outputs, batch)
         weights = rows.new_full(rows.shape, scale)  # of each row in the gradient: cheaper than summing and scaling in the graph
-        (rows if self.scaler is None else self.scaler.scale(rows)).backward(weights)  # type: ignore[no-untyped-call]
+        (rows if self.scaler is None else self.scaler.scale(rows)).backward(weights)
         return rows.detach().sum()
 
     def _update(self) -> None:
@@ -161,7 +161,7 @@ class Training:
         ignored = row_wise.names_of(self.family)  # see `row_wise.exchange`
         if all(name in ignored for name, parameter in self.family.named_parameters() if parameter.requires_grad):
             return self.family
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.family, ignored)  # type: ignore[no-untyped-call]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.family, ignored)
         return DistributedDataParallel(
             self.family,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, doc
 from torch import nn
 
 from orchestrator.training import row_wise
@@ -29,12 +29,14 @@ Groups = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """What every optimizer has. `warmup`: the share of the steps in which the rate rises (default: the schedule's own)."""
+    """What every optimizer has."""
 
-    lr: Annotated[float, Gt(0)] = 1e-3
-    weight_decay: Annotated[float, Ge(0)] = 0.0  # on matrices and kernels only, not on biases and norms
-    schedule: Literal["constant", "cosine", "linear", "onecycle"] = "constant"
-    warmup: Annotated[float, Ge(0), Le(1)] | None = None
+    lr: Annotated[float, Gt(0), doc("the largest learning rate")] = 1e-3
+    weight_decay: Annotated[float, Ge(0), doc("on matrices and kernels only, not on biases and norms")] = 0.0
+    schedule: Annotated[Literal["constant", "cosine", "linear", "onecycle"], doc("how the rate goes over all steps")] = "constant"
+    warmup: Annotated[
+        Annotated[float, Ge(0), Le(1)] | None, doc("share of the steps in which the rate rises; default: the schedule's own")
+    ] = None
 
 
 class SGD:
@@ -42,9 +44,9 @@ class SGD:
 
     @dataclass(frozen=True)
     class Config(OptimizerConfig):
-        lr: Annotated[float, Gt(0)] = 1e-2
-        momentum: Beta = 0.9
-        nesterov: bool = False
+        lr: Annotated[float, Gt(0), doc("the largest learning rate")] = 1e-2
+        momentum: Annotated[Beta, doc("share of the last step that is kept")] = 0.9
+        nesterov: Annotated[bool, doc("look ahead by the momentum")] = False
 
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
@@ -61,7 +63,7 @@ class Adam:
 
     @dataclass(frozen=True)
     class Config(OptimizerConfig):
-        betas: tuple[Beta, Beta] = (0.9, 0.999)
+        betas: Annotated[tuple[Beta, Beta], doc("how slowly the means of the gradient and of its square move")] = (0.9, 0.999)
 
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
@@ -77,8 +79,8 @@ class AdamW:
 
     @dataclass(frozen=True)
     class Config(OptimizerConfig):
-        weight_decay: Annotated[float, Ge(0)] = 1e-2
-        betas: tuple[Beta, Beta] = (0.9, 0.999)
+        weight_decay: Annotated[float, Ge(0), doc("decoupled, on matrices and kernels only")] = 1e-2
+        betas: Annotated[tuple[Beta, Beta], doc("how slowly the means of the gradient and of its square move")] = (0.9, 0.999)
 
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
@@ -94,8 +96,8 @@ class RMSprop:
 
     @dataclass(frozen=True)
     class Config(OptimizerConfig):
-        momentum: Beta = 0.0
-        alpha: Beta = 0.99
+        momentum: Annotated[Beta, doc("share of the last step that is kept")] = 0.0
+        alpha: Annotated[Beta, doc("how slowly the mean of the squared gradient moves")] = 0.99
 
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:

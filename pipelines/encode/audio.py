@@ -17,13 +17,12 @@ import torch
 from ..ragged import Ragged
 from ..schema import DataError
 from .arrow import is_bytes, is_list, is_text
-from .column import Errors
+from .column import MISSING, Errors
 from .sequences import SequenceEncoder, sequence_array
 
 SUFFIX = ".wav"
 RATES = (4_000, 384_000)  # samples a second that are believed
 FRAME_MS, STEP_MS = 25, 10  # a step of the features: a window of 25 ms, every 10 ms
-MISSING = "it is missing"
 
 
 @dataclass

@@ -14,6 +14,7 @@ from ..ragged import Ragged
 from ..schema import Column, DataError
 
 Errors = dict[int, str]  # row -> what doesn't fit
+MISSING = "it is missing"  # of a row without a value
 Array = np.ndarray | Ragged
 
 

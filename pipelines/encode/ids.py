@@ -22,7 +22,7 @@ from torch import Tensor
 from ..ragged import Ragged
 from ..schema import Column, DataError
 from .arrow import is_list, is_text
-from .column import Errors
+from .column import MISSING, Errors
 from .features import SEPARATOR
 
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # text that is an integer's own spelling: '07' is not 7
@@ -56,7 +56,7 @@ class IdEncoder:
         """Codes of the ids; only a missing id doesn't fit."""
         ids = as_ids(raw, self.column.name)
         missing = np.flatnonzero(ids.is_null().to_numpy())
-        return self.codes(ids), {int(row): "it is missing" for row in missing}
+        return self.codes(ids), {int(row): MISSING for row in missing}
 
     def codes(self, raw: pa.ChunkedArray, name: str | None = None) -> np.ndarray:
         """[N] int64: 0 where an id is unknown or missing. `name`: of the column, if it isn't the encoder's. Raises DataError."""

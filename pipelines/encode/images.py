@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import math
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,22 +19,17 @@ from torch import Tensor
 from ..ragged import Ragged
 from ..schema import Column, DataError
 from .arrow import dense, is_bytes
-from .column import Errors
-from .moments import moments, some_rows
+from .column import MISSING, Errors
+from .moments import Standardised, moments, some_rows
 from .pictures import decode_picture, encode_png, image_text, is_picture
 
 
 @dataclass
-class ImageEncoder:
+class ImageEncoder(Standardised):
     """Images [C, H, W]: raw bytes, pictures, or lists of numbers, also as text; normalised to mean 0 and deviation 1 per channel.
 
     A column of shape (C, 0, 0) takes pictures and nested lists of any size.
     """
-
-    column: Column
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    _constants: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     kind: ClassVar[str] = "image"
     requires: ClassVar[tuple[str, ...]] = ("pillow",)
@@ -55,11 +49,7 @@ class ImageEncoder:
 
     def tensor(self, batch: Tensor, sizes: Tensor | None = None) -> Tensor:
         """[B, H, W, C] of any dtype -> [B, C, H, W] float32, normalised, in channels_last memory; zero beyond a row's size."""
-        if batch.device not in self._constants:
-            std = torch.tensor(self.std, device=batch.device)
-            self._constants[batch.device] = (1 / std, -torch.tensor(self.mean, device=batch.device) / std)
-        scale, shift = self._constants[batch.device]
-        normal = torch.addcmul(shift, batch.float(), scale)
+        normal = self.standardised(batch)
         if sizes is not None:
             rows, columns = (torch.arange(side, device=batch.device) for side in batch.shape[1:3])
             inside = (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None, :]
@@ -73,13 +63,6 @@ class ImageEncoder:
             images = [rows.take(torch.tensor([row]))[0][0].numpy().astype(np.uint8) for row in range(len(rows))]
             return pa.array([base64.b64encode(encode_png(image.squeeze(2) if image.shape[2] == 1 else image)).decode() for image in images])
         return pa.array([row.reshape(-1).astype(float).tolist() for row in image_array(raw, self.column)[0]])
-
-    def to_plain(self) -> dict[str, Any]:
-        return {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_plain(cls, column: Column, data: Mapping[str, Any]) -> ImageEncoder:
-        return cls(column, tuple(data["mean"]), tuple(data["std"]))
 
 
 def any_size(column: Column) -> bool:
@@ -113,7 +96,7 @@ def sized_row(value: Any, column: Column, folder: Path | None = None) -> np.ndar
     """One image as [H, W, C], whatever its size; raises DataError where it doesn't fit."""
     channels = column.shape[0]
     if value is None:
-        raise DataError("it is missing")
+        raise DataError(MISSING)
     if isinstance(value, str):
         value = image_text(value, folder)
     if isinstance(value, bytes):
@@ -199,7 +182,7 @@ def image_row(value: Any, column: Column, folder: Path | None = None) -> np.ndar
     channels, height, width = column.shape
     size = height * width * channels
     if value is None:
-        raise DataError("it is missing")
+        raise DataError(MISSING)
     if isinstance(value, str):
         value = image_text(value, folder)
     if isinstance(value, bytes):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..ragged import Ragged
 from ..schema import Column, DataError
-from .column import Errors
+from .column import MISSING, Errors
 from .moments import some_rows
 from .pictures import decode_mask, encode_png, image_text, is_picture
 
@@ -150,7 +150,7 @@ class MaskEncoder:
 def mask_row(value: Any, column: Column, folder: Path | None = None) -> np.ndarray:
     """One mask's values [H, W] uint8, of the column's shape if it has one; raises DataError where it doesn't fit."""
     if value is None:
-        raise DataError("it is missing")
+        raise DataError(MISSING)
     if isinstance(value, str):
         value = image_text(value, folder)
     height, width = column.shape

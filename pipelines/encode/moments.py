@@ -1,16 +1,47 @@
-"""Mean and standard deviation of more values than memory holds: a column's rows some at a time, twice."""
+"""Channels with mean 0 and deviation 1: fitted on more values than memory holds, some rows at a time, and applied on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
+
+from ..schema import Column
 
 SOME_ROWS, SOME_BYTES = 8192, 4 << 20  # at once
 BLOCK = 1 << 20  # values at once, where they are converted
 
 Blocks = Callable[[], Iterator[np.ndarray]]  # of values [..., C]
+
+
+@dataclass
+class Standardised:
+    """A column of values [..., C]; `mean`, `std`: of each of the C channels over the training rows."""
+
+    column: Column
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    _constants: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+
+    def standardised(self, batch: Tensor) -> Tensor:
+        """[..., C] of any dtype -> the same in float32, each channel with mean 0 and deviation 1 in training."""
+        if batch.device not in self._constants:
+            std = torch.tensor(self.std, device=batch.device)
+            self._constants[batch.device] = (1 / std, -torch.tensor(self.mean, device=batch.device) / std)
+        scale, shift = self._constants[batch.device]
+        return torch.addcmul(shift, batch.float(), scale)
+
+    def to_plain(self) -> dict[str, Any]:
+        return {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_plain(cls, column: Column, data: Mapping[str, Any]) -> Self:
+        return cls(column, tuple(data["mean"]), tuple(data["std"]))
 
 
 def some_rows(raw: pa.ChunkedArray) -> Iterator[pa.ChunkedArray]:

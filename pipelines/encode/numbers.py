@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from ..schema import Column, DataError
-from .column import Errors
+from .column import MISSING, Errors
 from .moments import moments, some_rows
 
 
@@ -42,7 +42,7 @@ class NumberEncoder:
         values = pc.cast(raw, pa.float64(), safe=False).to_numpy()
         bad = np.flatnonzero(~np.isfinite(values))
         missing = raw.is_null().to_numpy()
-        errors = {int(row): "it is missing" if missing[row] else f"{values[row]} is no finite number" for row in bad}
+        errors = {int(row): MISSING if missing[row] else f"{values[row]} is no finite number" for row in bad}
         return np.where(np.isfinite(values), values, 0.0), errors
 
     def _from_text(self, raw: pa.ChunkedArray) -> tuple[np.ndarray, Errors]:
@@ -74,7 +74,7 @@ class NumberEncoder:
 def _number(text: str | None) -> float:
     """A number as it is written; raises DataError that says what is wrong with it."""
     if text is None:
-        raise DataError("it is missing")
+        raise DataError(MISSING)
     try:
         found = float(text if "_" not in text else "no number")  # Python takes 1_0 for 10
     except ValueError:

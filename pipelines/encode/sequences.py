@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,25 +16,19 @@ from torch import Tensor
 from ..ragged import Ragged
 from ..schema import Column, DataError
 from .arrow import is_list, is_text
-from .column import Errors
-from .moments import moments, some_rows
+from .column import MISSING, Errors
+from .moments import Standardised, moments, some_rows
 
-MISSING = "it is missing"
 EMPTY = "it is empty; a sequence has one step at least"
 NOT_FINITE = "it holds a missing value, NaN or infinity"
 
 
 @dataclass
-class SequenceEncoder:
+class SequenceEncoder(Standardised):
     """Sequences [T, F]: lists of steps, each a list of F numbers, or flat lists of numbers (F = 1); JSON's lists in text, too.
 
     `mean`, `std`: of each of the F channels over all steps of the training rows. The column's shape is (F,).
     """
-
-    column: Column
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    _constants: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     kind: ClassVar[str] = "sequence"
 
@@ -52,11 +45,7 @@ class SequenceEncoder:
 
     def tensor(self, batch: Tensor, sizes: Tensor | None = None) -> Tensor:
         """[B, T, F] float32 -> the same, normalised; padding is zero."""
-        if batch.device not in self._constants:
-            std = torch.tensor(self.std, device=batch.device)
-            self._constants[batch.device] = (1 / std, -torch.tensor(self.mean, device=batch.device) / std)
-        scale, shift = self._constants[batch.device]
-        normal = torch.addcmul(shift, batch.float(), scale)
+        normal = self.standardised(batch)
         return normal if sizes is None else normal.masked_fill_((torch.arange(batch.shape[1], device=batch.device) >= sizes)[..., None], 0)
 
     def example(self, raw: pa.ChunkedArray) -> pa.Array:
@@ -64,13 +53,6 @@ class SequenceEncoder:
         found, _ = self.array(raw)
         rows = torch.split(found.values, found.cells.tolist())
         return pa.array([row.double().tolist() for row in rows], pa.list_(pa.list_(pa.float64())))
-
-    def to_plain(self) -> dict[str, Any]:
-        return {"mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_plain(cls, column: Column, data: Mapping[str, Any]) -> SequenceEncoder:
-        return cls(column, tuple(data["mean"]), tuple(data["std"]))
 
 
 def sequence_array(raw: pa.ChunkedArray, width: int) -> tuple[Ragged, Errors]:

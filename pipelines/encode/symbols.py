@@ -18,8 +18,8 @@ from ..ragged import Ragged
 from ..schema import Column
 from .arrow import is_list, is_text
 from .classes import label_codes, sort_classes
-from .column import Errors
-from .sequences import EMPTY, MISSING
+from .column import MISSING, Errors
+from .sequences import EMPTY
 
 PADDING, UNKNOWN, FIRST = 0, 1, 2  # codes: of nothing, of a symbol that training hasn't seen, of the first symbol
 

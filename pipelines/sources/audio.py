@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from annotated_types import Ge
+from annotated_types import Ge, doc
 
 from ..encode.arrow import is_bytes, is_list
 from ..encode.audio import RATES, SUFFIX, check_bands, holds_audio, log_mels, wav_bytes
@@ -42,13 +42,15 @@ class Config:
     `rate`: samples a second that every recording is brought to; `mels`: bands of its features.
     """
 
-    path: str = ""
-    target: str | None = None
-    file: str | None = None
-    label: Literal["folder", "name"] = "folder"
-    pattern: str | None = None
-    rate: Annotated[int, Ge(RATES[0])] = 16_000
-    mels: Annotated[int, Ge(3)] = 40
+    path: Annotated[str, doc("folder of WAV files, or a table with a column of them")] = ""
+    target: Annotated[str | None, doc("column of a table to predict; default: label or target")] = None
+    file: Annotated[str | None, doc("column of a table with the files' names or bytes; default: the one that has them")] = None
+    label: Annotated[
+        Literal["folder", "name"], doc("what names the class in a folder: the folder that a file lies in, or its own name")
+    ] = "folder"
+    pattern: Annotated[str | None, doc("regular expression that finds the class in a name")] = None
+    rate: Annotated[int, Ge(RATES[0]), doc("samples a second that every recording is brought to")] = 16_000
+    mels: Annotated[int, Ge(3), doc("bands of the features")] = 40
 
     def files(self) -> list[tuple[str, Path]]:
         """The recordings, or the table's files and the recordings that it names."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, doc
 
 from ..raw import Raw
 from ..schema import Column
@@ -24,12 +24,12 @@ OWN = 0.75  # the probability that a state emits one of its own symbols
 
 @dataclass(frozen=True)
 class Config:
-    """`rows`: of all parts together; `length`: symbols of a sequence; `symbols`: that there are."""
+    """How many sequences, and of what."""
 
-    rows: Annotated[int, Ge(40)] = 15000
-    length: Annotated[int, Gt(1)] = 16
-    symbols: Annotated[int, Ge(STATES)] = 12
-    seed: Annotated[int, Ge(0)] = 0
+    rows: Annotated[int, Ge(40), doc("of all parts together")] = 15000
+    length: Annotated[int, Gt(1), doc("symbols of a sequence")] = 16
+    symbols: Annotated[int, Ge(STATES), doc("that there are")] = 12
+    seed: Annotated[int, Ge(0), doc("of the generator")] = 0
 
 
 def load(config: Config) -> Raw:

@@ -6,9 +6,11 @@ import gzip
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+from annotated_types import doc
 
 from ..raw import Raw, existing, image_column
 from ..schema import Column, DataError
@@ -18,9 +20,9 @@ PARTS = {"train": "train", "test": "t10k"}  # part -> how its files' names begin
 
 @dataclass(frozen=True)
 class Config:
-    """`path`: the folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and the two t10k files, each with .gz or without."""
+    """Where the files are."""
 
-    path: str = ""
+    path: Annotated[str, doc("folder with the four IDX files, with .gz or without")] = ""
 
     def files(self) -> list[tuple[str, Path]]:
         folder = existing(self.path, "folder")

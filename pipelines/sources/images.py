@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+from annotated_types import doc
 
 from ..encode.pictures import SUFFIXES
 from ..raw import Raw, existing, image_column
@@ -20,11 +22,11 @@ FOREIGN = (".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".svg", ".psd", "
 
 @dataclass(frozen=True)
 class Config:
-    """`size`: [H, W] that every image is brought to; `grey`: one channel instead of three."""
+    """Where the images are, and what becomes of them."""
 
-    path: str = ""
-    size: Size | None = None
-    grey: bool = False
+    path: Annotated[str, doc("folder with a folder for each class, also below train/, validation/, test/")] = ""
+    size: Annotated[Size | None, doc("[H, W] that every image is brought to")] = None
+    grey: Annotated[bool, doc("one channel instead of three")] = False
 
     def files(self) -> list[tuple[str, Path]]:
         folder = existing(self.path, "folder")

@@ -10,11 +10,13 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+from annotated_types import doc
 
 from ..encode.arrow import is_list, is_text
 from ..encode.features import words_of
@@ -46,15 +48,15 @@ class Config:
     `.user` and `.item` are found). Their columns are categories, lists or `a|b` (several words), and numbers; `drop` leaves some out.
     """
 
-    path: str = ""
-    user: str | None = None
-    item: str | None = None
-    rating: str | None = None
-    time: str | None = None
-    implicit: bool = False
-    user_features: str | None = None
-    item_features: str | None = None
-    drop: tuple[str, ...] = ()
+    path: Annotated[str, doc("a table, a folder with a table for each split, or RecBole's .inter, .user, .item")] = ""
+    user: Annotated[str | None, doc("column; default: found by its usual names")] = None
+    item: Annotated[str | None, doc("column; default: found by its usual names")] = None
+    rating: Annotated[str | None, doc("column; default: found by its usual names")] = None
+    time: Annotated[str | None, doc("column; default: found by its usual names")] = None
+    implicit: Annotated[bool, doc("every row is a positive, whatever its rating: a ranking is learnt")] = False
+    user_features: Annotated[str | None, doc("table of what is known of users")] = None
+    item_features: Annotated[str | None, doc("table of what is known of items")] = None
+    drop: Annotated[tuple[str, ...], doc("features to leave out")] = ()
 
     def files(self) -> list[tuple[str, Path]]:
         """The tables."""

@@ -12,7 +12,7 @@ from typing import Annotated, TypeVar
 
 import numpy as np
 import pyarrow as pa
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, doc
 
 from .. import spill
 from ..encode.masks import UNKNOWN, MaskColumn
@@ -40,12 +40,12 @@ class Config:
     isn't counted; `size`: [H, W] that images and masks are brought to, else each keeps its own.
     """
 
-    path: str = ""
-    classes: tuple[str, ...] | str | None = None
-    ignore: Annotated[int, Ge(0), Le(255)] | None = None
-    size: Size | None = None
-    image: str = "image"
-    mask: str = "mask"
+    path: Annotated[str, doc("folder of images/ and masks/, or X/ and X_masks/ for each split; or a table")] = ""
+    classes: Annotated[tuple[str, ...] | str | None, doc("names in the order of the masks' values, or a file with one a line")] = None
+    ignore: Annotated[Annotated[int, Ge(0), Le(255)] | None, doc("a value that isn't counted")] = None
+    size: Annotated[Size | None, doc("[H, W] that images and masks are brought to; default: each keeps its own")] = None
+    image: Annotated[str, doc("column of a table with the images")] = "image"
+    mask: Annotated[str, doc("column of a table with the masks")] = "mask"
 
     def files(self) -> list[tuple[str, Path]]:
         path = existing(self.path)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-from annotated_types import Ge
+from annotated_types import Ge, doc
 
 from ..encode.masks import MaskColumn
 from ..encode.pictures import encode_png
@@ -25,11 +25,11 @@ CONTRAST = 60.0  # at least, between a shape and what is below it, in some chann
 
 @dataclass(frozen=True)
 class Config:
-    """`rows`: images; `any_size`: cut to sizes that differ, from 20 to 32, instead of 32x32."""
+    """How many images, and of which sizes: 32x32, or from 20 to 32 each way."""
 
-    rows: Annotated[int, Ge(10)] = 800
-    seed: Annotated[int, Ge(0)] = 0
-    any_size: bool = False
+    rows: Annotated[int, Ge(10), doc("images")] = 800
+    seed: Annotated[int, Ge(0), doc("of the generator")] = 0
+    any_size: Annotated[bool, doc("sizes that differ, instead of 32x32")] = False
 
 
 def load(config: Config) -> Raw:

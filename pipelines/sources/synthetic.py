@@ -7,7 +7,7 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-from annotated_types import Ge
+from annotated_types import Ge, doc
 
 from ..candidates import NEGATIVES, Positives
 from ..raw import Raw, Side
@@ -24,16 +24,16 @@ GROUPS = ("a", "b", "c", "d", "e", "f")
 class RatingsConfig:
     """`rows` ratings, 40 a user, of 400 items."""
 
-    rows: Annotated[int, Ge(400)] = 32_000
-    seed: Annotated[int, Ge(0)] = 0
+    rows: Annotated[int, Ge(400), doc("ratings, 40 a user")] = 32_000
+    seed: Annotated[int, Ge(0), doc("of the generator")] = 0
 
 
 @dataclass(frozen=True)
 class RankingConfig:
     """`rows` positives, 40 a user, of 500 items."""
 
-    rows: Annotated[int, Ge(400)] = 40_000
-    seed: Annotated[int, Ge(0)] = 0
+    rows: Annotated[int, Ge(400), doc("positives, 40 a user")] = 40_000
+    seed: Annotated[int, Ge(0), doc("of the generator")] = 0
 
 
 def ratings(config: RatingsConfig) -> Raw:

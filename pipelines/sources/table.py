@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from annotated_types import Gt
+from annotated_types import Gt, doc
 
 from ..encode.arrow import is_bytes, is_list, is_text
 from ..encode.classes import label_codes
@@ -40,14 +40,14 @@ class Config:
     `vocabulary`: the most words of texts (default: 30,000).
     """
 
-    path: str = ""
-    target: str | None = None
-    inputs: tuple[str, ...] | None = None
-    drop: tuple[str, ...] = ()
-    kinds: Mapping[str, Kind] | None = None
-    size: Size | None = None
-    grey: bool = False
-    vocabulary: Annotated[int, Gt(2)] | None = None
+    path: Annotated[str, doc("Parquet, CSV or TSV file, or a folder with train.*, validation.*, test.*")] = ""
+    target: Annotated[str | None, doc("column to predict; default: label or target")] = None
+    inputs: Annotated[tuple[str, ...] | None, doc("columns to predict from; default: the rest")] = None
+    drop: Annotated[tuple[str, ...], doc("columns to leave out")] = ()
+    kinds: Annotated[Mapping[str, Kind] | None, doc("column -> kind, where the inferred one is wrong")] = None
+    size: Annotated[Size | None, doc("[H, W] of images")] = None
+    grey: Annotated[bool, doc("one channel for pictures instead of three")] = False
+    vocabulary: Annotated[Annotated[int, Gt(2)] | None, doc("the most words of texts; default: 30,000")] = None
 
     def files(self) -> list[tuple[str, Path]]:
         """The table's files, and the pictures that its columns name."""

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-from annotated_types import Gt
+from annotated_types import Gt, doc
 
 from ..raw import Raw, existing
 from ..schema import Column, DataError
@@ -27,9 +27,9 @@ class Config:
     `vocabulary`: the most words (default: 30,000).
     """
 
-    path: str = ""
-    encoding: str | None = None
-    vocabulary: Annotated[int, Gt(2)] | None = None
+    path: Annotated[str, doc("folder with a file for each class, a text a line")] = ""
+    encoding: Annotated[str | None, doc("default: UTF-8 where all of a file is, else Latin-1")] = None
+    vocabulary: Annotated[Annotated[int, Gt(2)] | None, doc("the most words; default: 30,000")] = None
 
     def files(self) -> list[tuple[str, Path]]:
         folder = existing(self.path, "folder")

@@ -91,3 +91,17 @@ def test_every_part_of_ours_is_offered_by_its_name(schema: dict[str, Any]) -> No
             part["properties"][key]["const"] for part in schema["$defs"][section]["anyOf"] if "const" in part["properties"].get(key, {})
         ]
         assert offered == list(table)
+
+
+def test_every_option_says_what_it_is(schema: dict[str, Any]) -> None:
+    definitions = schema["$defs"]
+    silent = [
+        f"{section}.{key}"
+        for section in ("DataConfig", "ModelConfig", "OptimizerConfig")
+        for part in definitions[section]["anyOf"][:-1]  # the last is a part of one's own
+        for key, said in part["properties"].items()
+        if not (said.get("description") or "const" in said)
+    ]
+    sections = [(name, section.get("properties", {})) for name, section in definitions.items()]
+    silent += [f"{name}.{key}" for name, options in sections for key, said in options.items() if not said.get("description")]
+    assert silent == []

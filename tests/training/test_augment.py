@@ -9,14 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from orchestrator.events import EpochEnded
 from orchestrator.experiment.config import AugmentConfig
 from orchestrator.training import checkpoint
 from orchestrator.training.augment import Augment, AugmentError, augmenting
-from orchestrator.training.trial import Job, run
 from pipelines.encode.masks import IGNORE
 from pipelines.schema import Column, Schema
-from tests.conftest import MakeJob
+from tests.conftest import MakeJob, drive
 
 ROWS = 400
 EVERYTHING = {"shift": 0.2, "flip": "both", "rotate": 20.0, "crop": 0.7, "cutout": 0.3}
@@ -191,27 +189,18 @@ def test_draws_follow_torch_s_generator() -> None:
 SETTING = "training.augment={shift: 0.2, flip: both, rotate: 20, crop: 0.7, cutout: 0.3}"
 
 
-def finish(job: Job, epochs: int = 99) -> list[Any]:
-    steps = run(job)
-    events: list[Any] = [next(steps)]
-    while isinstance(events[-1], EpochEnded) and len(events) < epochs:
-        events.append(steps.send(True))
-    steps.close()
-    return events
-
-
 def test_training_is_changed_and_evaluation_is_not(make_job: MakeJob) -> None:
     still = ("optimizer={name: sgd, lr: 1e-30, momentum: 0}", "model.norm=none", "training.epochs=1")
-    plain, changed = (finish(make_job(*still, *more, checkpoints=str(len(more))))[0].metrics for more in ((), (SETTING,)))
+    plain, changed = (drive(make_job(*still, *more, checkpoints=str(len(more))))[0].metrics for more in ((), (SETTING,)))
     assert plain["val_loss"] == changed["val_loss"]
     assert plain["train_loss"] != changed["train_loss"]
 
 
 def test_a_run_cut_off_and_resumed_draws_what_it_would_have_drawn(make_job: MakeJob) -> None:
     whole, cut = (make_job(SETTING, "training.epochs=3", checkpoints=place) for place in ("whole", "cut"))
-    undisturbed = finish(whole)
-    finish(cut, 1)
-    resumed = finish(dataclasses.replace(cut, resume=True))
+    undisturbed = drive(whole)
+    drive(cut, 1)
+    resumed = drive(dataclasses.replace(cut, resume=True))
     weights = [checkpoint.load(job.checkpoints)["training"]["model"] for job in (whole, cut)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert [e.metrics["train_loss"] for e in undisturbed[1:3]] == [e.metrics["train_loss"] for e in resumed[:2]]

@@ -12,24 +12,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from models.lstm import LSTM
-from orchestrator.events import EpochEnded, RunEnded
+from orchestrator.events import RunEnded
 from orchestrator.training import checkpoint
 from orchestrator.training.transfer import Origin, TransferError, coded_by, freeze, load, match
-from orchestrator.training.trial import Job, build_family, run
+from orchestrator.training.trial import Job, build_family
 from pipelines.prepare import Prepared
 from pipelines.schema import Column, Schema
-from tests.conftest import MakeExperiment, MakeJob
+from tests.conftest import MakeExperiment, MakeJob, drive
 
 STILL = ("optimizer={name: sgd, lr: 1e-30, momentum: 0}", "training.epochs=1")
-
-
-def finish(job: Job, epochs: int = 99) -> list[Any]:
-    steps = run(job)
-    events: list[Any] = [next(steps)]
-    while isinstance(events[-1], EpochEnded) and len(events) < epochs:
-        events.append(steps.send(True))
-    steps.close()
-    return events
 
 
 def state(job: Job) -> Any:
@@ -138,14 +129,14 @@ def test_weights_that_can_t_be_read_are_refused_by_their_file(content: bytes | N
 
 def test_a_run_starts_from_the_weights_that_it_is_given(make_job: MakeJob, origin: Origin) -> None:
     job = dataclasses.replace(make_job(*STILL), origin=origin)
-    finish(job)
+    drive(job)
     kernel = state(job)["model"]["features.0.weight"]
     assert torch.equal(kernel, torch.full_like(kernel, 0.5))
 
 
 def test_a_run_whose_network_nothing_fits_fails_with_a_sentence(make_job: MakeJob, tmp_path: Path) -> None:
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors")
-    end = finish(dataclasses.replace(make_job(), origin=Origin(str(tmp_path / "x.safetensors"), "a folder")))[-1]
+    end = drive(dataclasses.replace(make_job(), origin=Origin(str(tmp_path / "x.safetensors"), "a folder")))[-1]
     assert isinstance(end, RunEnded)
     assert end.state == "failed"
     assert "nothing of a folder fits this network: 0 of " in (end.error or "")
@@ -155,10 +146,10 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_needs_the_weights_no_more
     whole, cut = (
         dataclasses.replace(make_job("training.epochs=3", "model.dropout=0.3", checkpoints=place), origin=origin) for place in ("a", "b")
     )
-    finish(whole)
-    finish(cut, 1)
+    drive(whole)
+    drive(cut, 1)
     Path(origin.weights).unlink()
-    assert finish(dataclasses.replace(cut, resume=True))[-1].state == "finished"
+    assert drive(dataclasses.replace(cut, resume=True))[-1].state == "finished"
     ours, theirs = state(cut)["model"], state(whole)["model"]
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -168,7 +159,7 @@ def test_a_resumed_run_goes_on_from_its_checkpoint_and_needs_the_weights_no_more
 
 def test_frozen_parts_keep_weights_and_statistics_and_have_no_optimizer_state(make_job: MakeJob, origin: Origin) -> None:
     job = dataclasses.replace(make_job("model.freeze=[features]"), origin=origin)
-    finish(job)
+    drive(job)
     after = state(job)
     changed = {name for name, value in after["model"].items() if not torch.equal(value, torch.full_like(value, 0.5))}
     assert changed
@@ -193,7 +184,7 @@ def test_a_frozen_module_stays_in_eval_mode_while_the_others_train(make_job: Mak
     with torch.nn.modules.module.register_module_forward_hook(  # type: ignore[no-untyped-call]
         lambda module, args, out: look(module, args, out) if hasattr(module, "features") else None
     ):
-        finish(job)
+        drive(job)
     assert set(seen) == {(False, True)}
 
 
