@@ -122,6 +122,8 @@ def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch
     experiment, prepared, look = asked.experiment, asked.prepared, asked.prepared.look()
     if look.get("leak"):
         warnings.warn(f"the data leak: {look['leak']}", Note, stacklevel=1)
+    if look.get("shortage"):
+        warnings.warn(look["shortage"], Note, stacklevel=1)
     about = provenance.collect(asked.folder) | {
         "source": f"orchestrator {command} {asked.path}",
         "overrides": list(asked.overrides),

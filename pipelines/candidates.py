@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from .encode import Encoder
@@ -43,6 +44,19 @@ def make(tables: Mapping[str, pa.Table], user: str, item: str, seed: int) -> dic
         )
         first = rows.stop
     return made
+
+
+def shortage(made: Mapping[str, pa.Table]) -> str | None:
+    """What is to be said of users who have had so many items that fewer negatives are left; None if there are none."""
+    counts = [pc.list_value_length(table["candidates"]).to_numpy() - table["held"].to_numpy() for table in made.values()]
+    drawn = np.concatenate([count[table["held"].to_numpy() > 0] for count, table in zip(counts, made.values(), strict=True)])
+    few = drawn[drawn < NEGATIVES]
+    if not len(few):
+        return None
+    return (
+        f"{len(few)} of {len(drawn)} users are ranked among fewer than {NEGATIVES} items that they have never had (the fewest: "
+        f"{few.min()}), which is easier: look at the metrics over all items, full_*"
+    )
 
 
 def arrays(encoder: Encoder, folder: Path, part: str) -> dict[str, Array]:

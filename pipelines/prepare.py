@@ -60,6 +60,16 @@ class Prepared:
         path = self.folder / "tables.safetensors"
         return load_file(path) if path.exists() else {}
 
+    def seen_by(self, encoder: Encoder) -> dict[str, Tensor]:
+        """Of rows of users and items, who has seen what, in the codes of another encoder; nothing of other rows. Raises DataError."""
+        if not (self.folder / "tables.safetensors").exists():
+            return {}
+        names = encoder.input_names[:2]
+        lacking = [name for name in names if name not in self.encoder.input_names]
+        if lacking:
+            raise DataError(f"no column '{lacking[0]}'; the data has: {', '.join(self.encoder.input_names)}")
+        return sides.seen_by(encoder, {part: pq.read_table(self.file(part), columns=names) for part in NAMES})
+
     def look(self) -> dict[str, Any]:
         """What `look_at` found: `columns`, `duplicates`, `leak`, `problems`; nothing in data that were prepared before there was one."""
         path = self.folder / "look.json"
@@ -137,11 +147,12 @@ def _write(raw: Raw, config: SplitConfig, fingerprint: str, folder: Path) -> Non
             pq.write_table(table, beside / f"{name}.parquet", row_group_size=rows, compression="lz4")
         if cells is not None:
             np.save(beside / "train.cells.npy", cells)
-        _write_sides(raw, tables, encoder, config, beside)
+        shortage = _write_sides(raw, tables, encoder, config, beside)
         described = _describe(raw, tables, encoder, fingerprint)
         (beside / "data.json").write_text(json.dumps(described, indent=1))
         files = {name: beside / f"{name}.parquet" for name in NAMES}
         found = look_at(files, encoder.schema, described["counts"], RowNames(parts, raw.official))
+        found |= {"shortage": shortage, "problems": [*found["problems"], *([shortage] if shortage else [])]}
         (beside / "look.json").write_text(json.dumps(found, indent=1))
         beside.chmod(0o755)
         try:
@@ -154,15 +165,18 @@ def _write(raw: Raw, config: SplitConfig, fingerprint: str, folder: Path) -> Non
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _write_sides(raw: Raw, tables: Mapping[str, pa.Table], encoder: Encoder, config: SplitConfig, folder: Path) -> None:
-    """What is known beside the rows of users and items, and what their ranking is evaluated on."""
+def _write_sides(raw: Raw, tables: Mapping[str, pa.Table], encoder: Encoder, config: SplitConfig, folder: Path) -> str | None:
+    """What is known beside the rows of users and items, and what their ranking is evaluated on; what is to be said of that, if anything."""
     if not sides.has_sides(raw):
-        return
+        return None
     save_file(sides.tables(encoder, raw, tables), folder / "tables.safetensors")
     if raw.target.kind == "ranking":
         user, item = encoder.input_names
-        for part, table in candidates.make(tables, user, item, config.seed).items():
+        made = candidates.make(tables, user, item, config.seed)
+        for part, table in made.items():
             pq.write_table(table, candidates.file_of(folder, part), compression="zstd")
+        return candidates.shortage(made)
+    return None
 
 
 def _refuse_kinds(raw: Raw) -> None:

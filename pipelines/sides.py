@@ -90,10 +90,21 @@ def tables(encoder: Encoder, raw: Raw, parts: Mapping[str, pa.Table]) -> dict[st
         if column.name in raw.sides:
             features = _features(encoder, raw.sides[column.name], column, encoder.schema.features[column.name])
             made |= {f"{prefix}.{name}": values for name, values in features.items()}
-    made |= {f"seen.{name}": values for name, values in _seen(codes, encoder.schema.inputs[0].vocabulary).items()}
+    made |= _seen(codes, encoder.schema.inputs[0].vocabulary)
     if raw.target.kind == "number":
         ratings, _ = encoder.columns[raw.target.name].array(parts["train"][raw.target.name])
         made["rating.range"] = np.array([ratings.min(), ratings.max()], np.float32)
+    return _tensors(made)
+
+
+def seen_by(encoder: Encoder, parts: Mapping[str, pa.Table]) -> dict[str, Tensor]:
+    """`seen.*` of these rows in the codes of another encoder, for a model of other data that is to be evaluated on them."""
+    user, item = encoder.schema.inputs
+    codes = {part: [encoder.columns[c.name].codes(table[c.name]) for c in (user, item)] for part, table in parts.items()}
+    return _tensors(_seen(codes, user.vocabulary))
+
+
+def _tensors(made: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in made.items()}
 
 
@@ -135,4 +146,9 @@ def _seen(codes: Mapping[str, list[np.ndarray]], users: int) -> dict[str, np.nda
     new = np.ones(len(user), bool)
     new[1:] = (user[1:] != user[:-1]) | (item[1:] != item[:-1])
     starts = np.concatenate([[0], np.bincount(user[new], minlength=users).cumsum()])
-    return {"starts": starts.astype(np.int64), "items": item[new].astype(np.int32), "parts": part[new].astype(np.uint8)}
+    made: dict[str, np.ndarray] = {
+        "starts": starts.astype(np.int64),
+        "items": item[new].astype(np.int32),
+        "parts": part[new].astype(np.uint8),
+    }
+    return {f"seen.{name}": values for name, values in made.items()}

@@ -42,9 +42,12 @@ class Scored:
 def score(bundle: Bundle, prepared: Prepared, metric: str, part: str = "test", figures: Path | None = None) -> Scored:
     """The scores on a part of prepared data, encoded by the bundle's own encoder; pictures of them, if a folder is given.
 
-    `metric`: the one that the margin is of (val_accuracy ...). Raises ValueError if the data don't fit the bundle.
+    `metric`: the one that the margin is of (val_accuracy ...). On data that the bundle is not from, these say what users have seen. Raises
+    ValueError if the data don't fit the bundle.
     """
     rows = Streamed.of(prepared, part, bundle.encoder)
+    if bundle.about.get("fingerprint") != prepared.fingerprint:
+        bundle.family.bind(prepared.seen_by(bundle.encoder))
     drawn = figures_of(bundle.family) if figures is not None else None
     scored = _score(bundle.family, bundle.encoder, rows, metric.removeprefix("val_"), part, drawn)
     if drawn is not None and figures is not None:

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from models import classify
 from models.family import Batch, Family, FamilyConfig
+from models.recommender import Ranker
 from orchestrator.deployment import scoring
 from orchestrator.deployment.bundle import Bundle
 from pipelines.prepare import Prepared, prepare
 from pipelines.raw import Raw
 from pipelines.schema import Column
+from pipelines.sources import synthetic
 from pipelines.splits import SplitConfig
 
 
@@ -205,3 +207,20 @@ def test_no_number_in_the_files_is_nan(score: Score, tmp_path: Path) -> None:
 
 def read(folder: Path, name: str) -> Any:
     return json.loads((folder / "figures" / f"{name}.json").read_text())
+
+
+def test_a_ranking_on_other_data_leaves_out_what_those_users_have_seen(tmp_path: Path) -> None:
+    one, other = (
+        prepare(
+            "r", synthetic.ranking, synthetic.RankingConfig(rows=2000, seed=seed), SplitConfig(by="leave_one_out"), tmp_path / str(seed)
+        )
+        for seed in (0, 1)
+    )
+    net = Ranker(Ranker.Config(dim=4), one.schema)
+    net.bind(one.tables())
+    scored = scoring.score(Bundle(tmp_path, net, one.encoder, {"fingerprint": one.fingerprint}), other, "val_ndcg_at_10")
+    assert 0 <= scored.scores["test_full_hr_at_10"] <= 1
+    expected = other.seen_by(one.encoder)
+    assert not torch.equal(expected["seen.starts"], one.tables()["seen.starts"])
+    assert torch.equal(net.seen.starts, expected["seen.starts"])
+    assert torch.equal(net.seen.items + 1, expected["seen.items"].long())

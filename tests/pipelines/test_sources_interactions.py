@@ -317,3 +317,37 @@ def test_features_whose_ids_are_written_otherwise_are_refused(tmp_path: Path) ->
         DataError, match=r"none of the ids in the features of 'item' \(item-0, item-1, item-2 \.\.\.\) is in the training rows"
     ):
         prepare("interactions", load, config, SplitConfig(), tmp_path / "cache")
+
+
+def test_users_who_have_had_nearly_everything_are_told_of(tmp_path: Path) -> None:
+    """30 items, of which each user has had 20: ten negatives, not 99."""
+    rows = [(user, item) for user in range(12) for item in np.random.default_rng(user).permutation(30)[:20].tolist()]
+    pq.write_table(pa.table({"user": [row[0] for row in rows], "item": [row[1] for row in rows]}), tmp_path / "few.parquet")
+    prepared = prepare(
+        "interactions", load, Config(path=str(tmp_path / "few.parquet")), SplitConfig(by="leave_one_out"), tmp_path / "cache"
+    )
+    said = prepared.look()["shortage"]
+    assert said.startswith("24 of 24 users are ranked among fewer than 99 items that they have never had (the fewest: 10)")
+    assert said in prepared.look()["problems"]
+
+
+def test_a_model_of_other_data_leaves_out_what_these_users_have_seen(tmp_path: Path) -> None:
+    """The same ids and one more, other rows: what was seen is told by the rows, in the model's own codes, of items that it knows."""
+    made = {}
+    for name, ids in (("here", "abcdefgh"), ("there", "hgfedcbaz")):
+        rows = [
+            (f"u{user}", item) for user in range(6) for item in np.random.default_rng(len(ids) + user).permutation(list(ids))[:5].tolist()
+        ]
+        pq.write_table(pa.table({"user": [row[0] for row in rows], "item": [row[1] for row in rows]}), tmp_path / f"{name}.parquet")
+        config = Config(path=str(tmp_path / f"{name}.parquet"))
+        made[name] = prepare("interactions", load, config, SplitConfig(by="leave_one_out"), tmp_path / "cache")
+    encoder = made["there"].encoder
+    found = made["here"].seen_by(encoder)
+    users, items = (encoder.columns[name] for name in encoder.input_names)
+    for user in (f"u{place}" for place in range(6)):
+        code = int(users.codes(pa.chunked_array([[user]]))[0])
+        first, last = found["seen.starts"][code : code + 2].tolist()
+        told = set(items.names(found["seen.items"][first:last].numpy()).to_pylist())
+        parts = [pq.read_table(made["here"].file(part)).to_pylist() for part in ("train", "validation", "test")]
+        assert told == {row["item"] for part in parts for row in part if row["user"] == user} & set(items.ids.to_pylist())
+        assert len(told) > 3
