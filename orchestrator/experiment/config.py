@@ -97,7 +97,7 @@ class ScalingConfig(Section):
 class SchedulerConfig(Section):
     """Which scheduler stops trials early, and its settings."""
 
-    name: str = "asha"
+    name: str = Field("asha", description="none, asha, a scheduler of Ray Tune by name, or a path")
     grace_period: PositiveInt = Field(1, description="epochs before a trial may be stopped")
     reduction_factor: int = Field(4, ge=2, description="one of so many trials goes on at each rung")
 
