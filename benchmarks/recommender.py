@@ -185,6 +185,7 @@ def full_ranking(users: int, items: int) -> dict[str, float]:
     from models.recommender import Ranker
     from orchestrator.training.evaluation import Evaluation
     from orchestrator.training.loop import Settings, Training
+    from orchestrator.training.memory import keep_freed_memory
     from orchestrator.training.optim import Adam
     from pipelines import batches
     from pipelines.prepare import prepare
@@ -192,6 +193,7 @@ def full_ranking(users: int, items: int) -> dict[str, float]:
     from pipelines.splits import SplitConfig
 
     torch.set_num_threads(1)
+    keep_freed_memory()  # as every trial does
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         item = (items * rng.random(users * EACH) ** 2).astype(np.int64)  # some are popular
