@@ -7,22 +7,20 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from . import every_node, versions
+from .handshake import ANSWER_S, ClusterError, greet, resolved
 from .resources import Found, of_cluster
 from .wheel import make_wheel
 
-ANSWER_S = 10.0  # to a first connection
+__all__ = ["ANSWER_S", "ClusterError", "connect"]
+
 OBJECT_STORE_BYTES = 200_000_000  # jobs and events are small; Ray's default is 30 % of the memory
-
-
-class ClusterError(ValueError):
-    """A cluster that can't be reached or used."""
 
 
 @contextlib.contextmanager
@@ -83,7 +81,7 @@ def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None
             _temp_dir=str(folder),
             runtime_env={**environment, **interpreter},
         )
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a raylet that isn't up after 30 s is a plain Exception of Ray's
         raise ClusterError(f"Ray can't be started here: {' '.join(str(error).split())[:300]}") from None
     token = Path.home() / ".ray" / "auth_token"
     if token.exists():  # ray.init writes it readable for all
@@ -92,26 +90,23 @@ def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None
 
 
 def _join(address: str, folder: Path, environment: Mapping[str, object], packages: Mapping[str, Path], version: str) -> None:
-    _refuse_silence(address)
+    where = resolved(address)
+    greet(where)
     import ray
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # else Ray sends none to a HOST:PORT unless RAY_AUTH_MODE says so
     wheel = make_wheel("orchestrator", version, packages, folder)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=40, runtime_env={**environment, "py_modules": [str(wheel)]})
+        ray.init(address=where, log_to_driver=False, logging_level=40, runtime_env={**environment, "py_modules": [str(wheel)]})
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
-        raise ClusterError(
-            f"no Ray cluster answers at '{address}' ({said}); is it running, and is its token set (RAY_AUTH_MODE, RAY_AUTH_TOKEN_PATH)?"
-        ) from None
-
-
-def _refuse_silence(address: str) -> None:
-    """Raises ClusterError if nothing listens at HOST:PORT: Ray itself would try for minutes, and then end the process."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if not colon or not port.isdigit():
-        return  # auto, local: Ray looks for it
+        raise ClusterError(f"the Ray cluster at '{address}' can't be used: {said}") from None
     try:
-        socket.create_connection((host, int(port)), ANSWER_S).close()
-    except (OSError, OverflowError) as error:
-        raise ClusterError(f"no Ray cluster answers at '{address}' ({error}); is it running, and is the address right?") from None
+        refused = versions.refusal(versions.of_this_process(), every_node.ask(versions.of_this_process))
+        if refused is not None:
+            raise ClusterError(f"the cluster at '{address}' can't be used: {refused}")
+    except BaseException:
+        ray.shutdown()
+        raise

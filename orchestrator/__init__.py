@@ -17,10 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "cluster_attach",
+    "cluster_jobs",
+    "cluster_status",
+    "cluster_stop",
+    "cluster_submit",
+    "cluster_template",
     "data_prepare",
     "data_show",
     "doctor",
+    "gc",
     "history",
+    "logs",
     "plan",
     "predict",
     "promote",
@@ -54,10 +62,18 @@ _bind_packages(Path(__file__).resolve().parent.parent)
 
 if TYPE_CHECKING:
     from orchestrator.api import (
+        cluster_attach,
+        cluster_jobs,
+        cluster_status,
+        cluster_stop,
+        cluster_submit,
+        cluster_template,
         data_prepare,
         data_show,
         doctor,
+        gc,
         history,
+        logs,
         plan,
         predict,
         promote,

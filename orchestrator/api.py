@@ -11,34 +11,48 @@ from pathlib import Path
 from typing import Any
 
 from cluster.resources import this_machine
-from orchestrator import asking
+from orchestrator import asking, clusters
 from orchestrator import launch as launching
 from orchestrator import results as r
 from orchestrator.catalog import catalog, config_tables
+from orchestrator.collecting import gc as gc
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import predict as predicting
 from orchestrator.deployment import promotion
 from orchestrator.deployment import top_k as recommending
 from orchestrator.deployment.registry import Registry, fetch
-from orchestrator.errors import Failed, GateFailed, Interrupted, Note, Refused
+from orchestrator.errors import Failed, GateFailed, Interrupted, Lost, Note, Refused
 from orchestrator.events import Event, best_first
 from orchestrator.experiment.file import apply_override, parse_value
 from orchestrator.experiment.json_schema import json_schema
 from orchestrator.experiment.plan import Command, Plan
 from orchestrator.experiment.read import read, resolve, with_values
+from orchestrator.outcome import Outcome
+from orchestrator.outputs import logs as logs
 from orchestrator.records import tracking
 from orchestrator.records.ledger import Ledger
 
 Overrides = Sequence[str]
+cluster_attach = clusters.cluster_attach
+cluster_jobs = clusters.cluster_jobs
+cluster_status = clusters.cluster_status
+cluster_stop = clusters.cluster_stop
+cluster_submit = clusters.cluster_submit
+cluster_template = clusters.cluster_template
 
 
 def _silent(event: Event | Plan) -> None:
     """No progress."""
 
 
-def train(experiment: str, overrides: Overrides = (), *, address: str | None = None, show: launching.Show = _silent) -> r.Trained:
-    """Train one run of an experiment file. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one."""
-    out = _launch("train", experiment, overrides, address, show)
+def train(
+    experiment: str, overrides: Overrides = (), *, address: str | None = None, resume: str | None = None, show: launching.Show = _silent
+) -> r.Trained:
+    """Train one run of an experiment file. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one.
+
+    `resume`: the id of an earlier `train` to go on with, or "newest".
+    """
+    out = _launch("train", experiment, overrides, address, resume, show)
     run = out.results[0]
     done = r.Trained(
         experiment=out.launch.name,
@@ -61,9 +75,14 @@ def train(experiment: str, overrides: Overrides = (), *, address: str | None = N
     return done
 
 
-def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = None, show: launching.Show = _silent) -> r.Swept:
-    """Search an experiment's space. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one."""
-    out = _launch("sweep", experiment, overrides, address, show)
+def sweep(
+    experiment: str, overrides: Overrides = (), *, address: str | None = None, resume: str | None = None, show: launching.Show = _silent
+) -> r.Swept:
+    """Search an experiment's space. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one.
+
+    `resume`: the id of an earlier sweep to go on with, or "newest".
+    """
+    out = _launch("sweep", experiment, overrides, address, resume, show)
     best = None if out.best is None else {**dataclasses.asdict(out.best), "test": out.test, "baseline": out.baseline, "margin": out.margin}
     launch, about = out.launch, out.launch.about
     done = r.Swept(
@@ -74,22 +93,24 @@ def sweep(experiment: str, overrides: Overrides = (), *, address: str | None = N
     return done
 
 
-def _launch(command: Command, path: str, overrides: Overrides, address: str | None, show: launching.Show) -> launching.Outcome:
-    out = launching.run(command, asking.ask(Path(path), overrides), address or os.environ.get("RAY_ADDRESS") or None, show)
+def _launch(command: Command, path: str, overrides: Overrides, address: str | None, resume: str | None, show: launching.Show) -> Outcome:
+    asked = asking.ask(Path(path), overrides)
+    out = launching.run(command, asked, address or os.environ.get("RAY_ADDRESS") or None, show, resume)
     if not out.results:
-        raise Interrupted("interrupted before the first run had begun")
+        raise Interrupted(f"{out.why or 'interrupted'} before the first run had begun")
     return out
 
 
-def _raise(out: launching.Outcome, result: r.Result) -> None:
+def _raise(out: Outcome, result: r.Result) -> None:
     """An outcome that isn't a success, as the error that carries its result; what MLflow lacks is said in any case."""
     if out.left:
         _note(f"MLflow at {tracking.shown_destination()} has not got everything ({out.problem or 'no answer yet'}); run: orchestrator sync")
     if out.state == "interrupted":
         done = sum(t.state in ("finished", "stopped", "failed") for t in out.results)
-        raise Interrupted(f"interrupted: {done} of {out.plan.trials} runs had ended; all that was done is recorded", result=result)
+        says = f"{out.why}: {done} of {out.plan.trials} runs had ended; all that was done is recorded. To go on: {out.again}"
+        raise Interrupted(says, result=result)
     try:
-        launching.refuse_if_all_failed(out)
+        out.raise_if_all_failed()
     except Failed as error:
         raise Failed(str(error), result=result) from None
 
@@ -157,7 +178,7 @@ def _reading_client() -> Any:
     client = tracking.reachable_client()
     try:
         tracking.sync(asking.home())
-    except Failed as error:
+    except (Failed, Lost) as error:
         _note(f"{error}; this is what MLflow has now")
     return client
 

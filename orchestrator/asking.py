@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster import shared
 from cluster.resources import Found
 from models import FAMILIES
 from models.family import Family
@@ -19,11 +20,14 @@ from orchestrator.events import EpochEnded
 from orchestrator.experiment.config import AugmentConfig, Experiment
 from orchestrator.experiment.plan import Command, DataFacts, Plan, Resources, make_plan
 from orchestrator.experiment.read import read
-from orchestrator.records.ledger import Ledger
+from orchestrator.records.ledger import Ledger, shown
+from orchestrator.training.arrival import Sent
 from orchestrator.training.augment import AugmentError, images_of
 from orchestrator.training.checkpoint import CheckpointError, probe
 from orchestrator.training.device import gpu_bf16, usable_gpus
+from orchestrator.training.rows import publish
 from orchestrator.training.trial import build_family
+from orchestrator.training.user_code import names_of, pack
 from pipelines import SOURCES
 from pipelines.prepare import Prepared, prepare
 from pipelines.schema import DataError
@@ -42,6 +46,7 @@ class Asked:
     parameters: int = 0
     starts: Starts | None = None
     network: Family | None = None
+    sent: Sent = field(default_factory=Sent)  # what jobs take along to a cluster
 
     @property
     def family(self) -> type[Family]:
@@ -139,6 +144,36 @@ def check_storage(experiment: Experiment) -> None:
             probe(experiment.storage.path)
         except CheckpointError as error:
             raise ExperimentError([Problem("storage.path", None, str(error))]) from None
+
+
+def sent_to_cluster(asked: Asked) -> Sent:
+    """What jobs take along to the nodes of the cluster that is connected, which may not see this machine's folders.
+
+    Raises ExperimentError where a node doesn't share the place of the checkpoints. Prepared data that a node lacks are put beside them.
+    """
+    base = asked.experiment.storage.path or str(home() / "checkpoints")
+    base = base if "://" in base else str(Path(base).expanduser().resolve())
+    try:
+        apart = shared.not_sharing(base)
+        if apart:
+            node, says = next(iter(apart.items()))
+            more = f" (and {len(apart) - 1} more)" if len(apart) > 1 else ""
+            raise ExperimentError([Problem("storage.path", None, _apart(node + more, shown(base), says))])
+        code = pack(asked.folder, names_of(asked.experiment))
+        prepared = asked.prepared.folder
+        if not shared.without(prepared / "data.json"):
+            return Sent(code=code)
+        return Sent(publish(prepared, base, "data"), code, base)
+    except (CheckpointError, *shared.FAILURES) as error:
+        raise ExperimentError([Problem("storage.path", None, shown(" ".join(str(error).split())))]) from None
+
+
+def _apart(node: str, place: str, says: str) -> str:
+    if "://" in place and not place.startswith("file://"):
+        todo = "start Ray there with the credentials for it in the environment, or set storage.path to a place that all nodes see"
+    else:
+        todo = "set storage.path to a place that all nodes see (a shared folder, s3://bucket/path)"
+    return f"node {node} doesn't share '{place}' with this machine ({says}): {todo}"
 
 
 def estimate(asked: Asked, plan: Plan) -> float | None:

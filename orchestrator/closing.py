@@ -28,14 +28,38 @@ class Winner:
 
 
 def conclude(
-    home: Path, ledger: Ledger, launch: Launch, experiment: Experiment, prepared: Prepared, state: str, results: list[TrialResult]
+    home: Path,
+    ledger: Ledger,
+    launch: Launch,
+    experiment: Experiment,
+    prepared: Prepared,
+    state: str,
+    results: list[TrialResult],
+    error: str | None = None,
 ) -> Winner | None:
-    """The winner's bundle and its test scores, once; then the end of the launch is recorded."""
-    ranked = best_first(results, launch.metric, launch.mode)
-    best = next((r for r in ranked if r.best is not None and r.state in ("finished", "stopped")), None)
-    winner = keep(home, ledger, launch, experiment, prepared, best) if best is not None else None
-    ledger.note(launch.id, None, "closed", closing(launch, state, ranked, winner, None))
+    """The winner's bundle and its test scores, once; then the end of the launch is recorded. One that is to go on has no winner yet."""
+    ranked, best, winner = best_first(results, launch.metric, launch.mode), best_ended(results, launch.metric, launch.mode), None
+    if best is not None and state != "interrupted":
+        winner = _kept(ledger, launch, best) or keep(home, ledger, launch, experiment, prepared, best)
+    earlier = sum(entry.kind == "closed" and bool(entry.data["metrics"]) for entry in ledger.run_entries(launch.id, None))
+    ledger.note(launch.id, None, "closed", closing(launch, state, ranked, winner, error) | {"step": earlier})
     return winner
+
+
+def best_ended(results: list[TrialResult], metric: str, mode: str) -> TrialResult | None:
+    """The best of the runs that came to an end of their own."""
+    ranked = best_first(results, metric, mode)
+    return next((r for r in ranked if r.best is not None and r.state in ("finished", "stopped")), None)
+
+
+def _kept(ledger: Ledger, launch: Launch, run: TrialResult) -> Winner | None:
+    """What an earlier command kept of this run: test is evaluated once."""
+    for entry in ledger.run_entries(launch.id, run.trial):
+        if entry.kind == "kept" and run.best is not None and entry.data["epoch"] == run.best.epoch and Path(entry.data["bundle"]).is_dir():
+            margin = entry.data.get("margin")
+            scores = Scored(entry.data["test"], entry.data.get("baseline", {}), tuple(margin) if margin else None)
+            return Winner(run, Path(entry.data["bundle"]), scores)
+    return None
 
 
 def keep(home: Path, ledger: Ledger, launch: Launch, experiment: Experiment, prepared: Prepared, run: TrialResult) -> Winner:
@@ -67,7 +91,7 @@ def closing(launch: Launch, state: str, ranked: list[TrialResult], winner: Winne
 
 def _note(launch: Launch, ranked: list[TrialResult], winner: Winner | None, error: str | None) -> str:
     """The leaderboard in Markdown: MLflow shows it as the run's description."""
-    if error:
+    if error and not ranked:
         return f"failed: {error}"
     keys = list(dict.fromkeys(key for r in ranked for key in r.params))
     lines = [f"| | trial | {launch.metric} | epoch | state | {' | '.join(keys)} |", "|" + "---|" * (5 + len(keys))]

@@ -5,7 +5,8 @@ OrchestratorError
 │   └── ExperimentError 2   the experiment file; every problem at once
 ├── Failed              1   failed or refused while running: a crash, every trial failed
 │   └── GateFailed      1   a promotion that was refused; nothing changed
-└── Interrupted       130   Ctrl-C or SIGTERM; what was done is recorded
+└── Interrupted       130   Ctrl-C or SIGTERM; what was done is recorded, and can be resumed
+    └── Lost          130   the cluster, the disk: it can't go on now, and can be resumed
 """
 
 from __future__ import annotations
@@ -72,6 +73,10 @@ class Interrupted(OrchestratorError):
     """Ctrl-C or SIGTERM."""
 
     exit_code = 130
+
+
+class Lost(Interrupted):
+    """What it ran on is gone: Ray's head, the hub, the room on the disk."""
 
 
 class Note(UserWarning):

@@ -25,6 +25,16 @@ class RunStarted:
 
 
 @dataclass(frozen=True)
+class RunResumed:
+    """A run that was under way when its command ended goes on, from its last checkpoint or from the beginning."""
+
+    trial: int | None
+    at_ms: int
+    env: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
 class EpochEnded:
     """One epoch's metrics, the same on every rank. `last`: the run has no further epoch of its own accord."""
 
@@ -33,7 +43,7 @@ class EpochEnded:
     metrics: dict[str, float]
     at_ms: int
     last: bool = False
-    verdict: str | None = None  # continue | asha | patience: what the driver answered
+    verdict: str | None = None  # continue | asha | patience | budget: what the driver answered
     format: int = FORMAT
 
 
@@ -50,11 +60,12 @@ class RunEnded:
     wall_s: float = 0.0
     nodes: tuple[str, ...] = ()
     alone: bool = False  # one rank of several failed by itself: the others may be waiting for it
+    notes: tuple[str, ...] = ()  # what to know of it, a sentence each: a damaged checkpoint, another number of workers
     format: int = FORMAT
 
 
-Event = RunStarted | EpochEnded | RunEnded
-KINDS: dict[str, type[Event]] = {"started": RunStarted, "epoch": EpochEnded, "ended": RunEnded}
+Event = RunStarted | RunResumed | EpochEnded | RunEnded
+KINDS: dict[str, type[Event]] = {"started": RunStarted, "resumed": RunResumed, "epoch": EpochEnded, "ended": RunEnded}
 
 
 def to_plain(event: Event) -> tuple[str, dict[str, Any]]:
@@ -66,7 +77,7 @@ def to_plain(event: Event) -> tuple[str, dict[str, Any]]:
 def from_plain(kind: str, data: dict[str, Any]) -> Event:
     """The event of what `to_plain` made; fields that this version doesn't know are left out."""
     cls = KINDS[kind]
-    known: dict[str, Any] = {k: tuple(v) if k == "nodes" else v for k, v in data.items() if k in cls.__dataclass_fields__}
+    known: dict[str, Any] = {k: tuple(v) if k in ("nodes", "notes") else v for k, v in data.items() if k in cls.__dataclass_fields__}
     return cls(**known)
 
 
@@ -102,18 +113,19 @@ def better(value: float, than: float, mode: str) -> bool:
 def summarise(events: Iterable[Event], metric: str, mode: str) -> TrialResult:
     """One run's events, in order -> its result."""
     started = ended = None
-    epochs, best = 0, None
+    epochs, best, wall_s = 0, None, 0.0
     for event in events:
         if isinstance(event, RunStarted):
             started = event
+        elif isinstance(event, RunResumed):
+            ended = None
         elif isinstance(event, EpochEnded):
             epochs = max(epochs, event.epoch)
             if best is None or better(event.metrics[metric], best.metrics[metric], mode):
                 best = Best(event.epoch, event.metrics)
         else:
-            ended = event
+            ended, wall_s = event, wall_s + event.wall_s
     assert started is not None
-    wall_s = round(ended.wall_s, 3) if ended else 0.0
     state: State = ended.state if ended else "running"
     return TrialResult(
         started.trial,
@@ -124,7 +136,7 @@ def summarise(events: Iterable[Event], metric: str, mode: str) -> TrialResult:
         epochs,
         best,
         ended.error if ended else None,
-        wall_s,
+        round(wall_s, 3),
     )
 
 

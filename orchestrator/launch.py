@@ -9,7 +9,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,92 +18,97 @@ import orchestrator
 import pipelines
 from cluster.connect import ClusterError, connect
 from cluster.resources import Found, this_machine
-from orchestrator.asking import Asked, check_storage, home, plan_of
-from orchestrator.catalog import catalog
-from orchestrator.closing import Winner, closing, conclude
+from orchestrator import resuming
+from orchestrator.asking import Asked, check_storage, home, plan_of, sent_to_cluster
+from orchestrator.beside import Beside
+from orchestrator.closing import closing, conclude
 from orchestrator.deployment import scoring
-from orchestrator.errors import Failed, Interrupted, Note, OrchestratorError, Refused
-from orchestrator.events import Event, RunEnded, RunStarted, TrialResult
+from orchestrator.errors import Failed, Interrupted, Lost, Note, OrchestratorError, Refused
+from orchestrator.events import Event
 from orchestrator.execution.executor import Executor
-from orchestrator.execution.search import OneRun, Search
-from orchestrator.execution.sweep import Rules, drive
-from orchestrator.experiment.config import Experiment, parameters
-from orchestrator.experiment.plan import Command, Plan, epochs_of
-from orchestrator.experiment.read import space_of, with_values
+from orchestrator.execution.sweep import drive
+from orchestrator.experiment.plan import Command, Plan
+from orchestrator.outcome import Ended, Outcome, outcome
 from orchestrator.records import provenance
+from orchestrator.records.driving import driving
 from orchestrator.records.ledger import Launch, Ledger, new_id
-from orchestrator.records.tracking import BackgroundSender, check_store, destination
-from orchestrator.training.checkpoint import folder_of
-from orchestrator.training.trial import Job, one_line
+from orchestrator.records.tracking import check_store, destination
+from orchestrator.training.failure import one_line
+from orchestrator.trials import Trials
 from pipelines.stream import Streamed
 
 Show = Callable[[Event | Plan], None]
 FINISH_S = 20.0  # how long an ending command waits for an MLflow that doesn't answer
+SOON_S = 5.0  # ... one that was interrupted
+GRACE_S = 10.0  # for runs under way to write a checkpoint, when a command is interrupted
 HOOK = "orchestrator.execution.executor.set_up_worker"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a launch came to."""
+def run(command: Command, asked: Asked, address: str | None, show: Show, resume: str | None = None) -> Outcome:
+    """Run it: everything recorded as it happens, the winner's bundle at the end. An interrupt gives an outcome too.
 
-    launch: Launch
-    plan: Plan
-    state: str
-    results: list[TrialResult]
-    best: TrialResult | None
-    test: dict[str, float]
-    baseline: dict[str, float]
-    margin: tuple[float, float] | None  # by how much test beats the baseline: its 95 % interval
-    bundle: Path | None
-    run_id: str | None
-    nodes: tuple[str, ...]
-    wall_s: float
-    left: int  # entries that MLflow hasn't got
-    problem: str | None
-
-
-def run(command: Command, asked: Asked, address: str | None, show: Show) -> Outcome:
-    """Run it: everything recorded as it happens, the winner's bundle at the end. An interrupt gives an outcome too."""
+    `resume`: the id of the launch to go on with, or resuming.NEWEST.
+    """
     check_store(destination())
     began = time.time()
     check_storage(asked.experiment)
-    with contextlib.ExitStack() as connection:
-        found = connection.enter_context(_connected(address, 1, 0)) if address is not None else this_machine()
+    beside = Beside(home(), asked.experiment)
+    ledger, earlier = resuming.open_ledger(command, asked, resume)
+    with contextlib.ExitStack() as held:
+        launch_id = earlier.id if earlier is not None else new_id()
+        held.enter_context(driving(home(), launch_id))
+        found = held.enter_context(_connected(address, 1, 0)) if address is not None else this_machine()
         plan = plan_of(command, asked, found, on_cluster=address is not None)
         show(plan)
-        ledger, sender = Ledger(home()), BackgroundSender(home())  # MLflow is imported while Ray starts
+        if address is not None:
+            asked = dataclasses.replace(asked, sent=sent_to_cluster(asked))
+        beside.start()  # MLflow is imported while Ray starts
         try:
             if address is None and plan.executor != "inline":
-                connection.enter_context(_connected(None, plan.threads, found.cpus))
-            launch = _begin(ledger, command, asked, plan)
+                held.enter_context(_connected(None, plan.threads, found.cpus))
+            launch = resuming.reopen(ledger, earlier) if earlier is not None else _begin(ledger, command, asked, plan, launch_id)
+            beside.follow(ledger, launch)
+            again = resuming.command_of(command, asked, address, launch.id)
             asked = dataclasses.replace(asked, network=None)  # it may be large, and each trial makes its own
             try:
-                state, results = _drive(command, asked, plan, ledger, launch, show)
-                winner = conclude(home(), ledger, launch, asked.experiment, asked.prepared, state, results)
+                ended = _drive(command, asked, plan, ledger, launch, _both(show, beside))
             except BaseException as reason:
-                raise _cut_short(ledger, launch, reason) from reason
-        except BaseException:  # an interrupt too: what is recorded is sent, then it is raised again
-            sender.finish(FINISH_S)
+                raise _cut_short(ledger, launch, reason, again) from reason
+        except BaseException as reason:  # what is recorded is sent, then it is raised again
+            with contextlib.suppress(OrchestratorError):
+                beside.finish("failed", FINISH_S, error=str(reason))
             raise
-        sender.stop()  # it sends the rest while Ray ends
-    left = sender.finish(FINISH_S)
-    return _outcome(ledger, launch, plan, state, winner, left, sender.problem, began)
+        beside.stop()
+    winner = None if ended.winner is None else ended.winner.run.trial
+    sent = beside.finish(ended.state, FINISH_S if ended.why is None else SOON_S, winner, ended.why)
+    done = outcome(ledger, launch, plan, ended, sent, time.time() - began, again)
+    ledger.close()
+    return done
 
 
-def _cut_short(ledger: Ledger, launch: Launch, reason: BaseException) -> OrchestratorError:
+def _both(show: Show, beside: Beside) -> Show:
+    def each(event: Event | Plan) -> None:
+        show(event)
+        beside(event)
+
+    return each
+
+
+def _cut_short(ledger: Ledger, launch: Launch, reason: BaseException, again: str) -> OrchestratorError:
     """The launch's end is recorded, whatever ended it; what is to be raised. An error of nobody's making keeps its trace in a file."""
-    interrupted = isinstance(reason, KeyboardInterrupt)
-    if interrupted:
-        error: OrchestratorError = Interrupted("interrupted; all that was done is recorded")
+    interrupted = isinstance(reason, KeyboardInterrupt | Interrupted)
+    if isinstance(reason, KeyboardInterrupt):
+        says = "interrupted; all that was done is recorded"
     elif isinstance(reason, OrchestratorError):
-        error = reason
+        says = str(reason)
     else:
         trace = home() / f"error-{launch.id}.txt"
-        trace.write_text("".join(traceback.format_exception(reason)))
-        error = Failed(f"{one_line(reason, Path(launch.folder))}; the whole trace: {trace}")
-    with contextlib.suppress(Failed):  # a full disk: it is what is raised already
-        ledger.note(launch.id, None, "closed", closing(launch, "interrupted" if interrupted else "failed", [], None, str(error)))
-    return error
+        with contextlib.suppress(OSError):  # a full disk
+            trace.write_text("".join(traceback.format_exception(reason)))
+        says = f"{one_line(reason, Path(launch.folder))}; the whole trace: {trace}"
+    with contextlib.suppress(Lost):  # a full disk: it is what is raised already
+        ledger.note(launch.id, None, "closed", closing(launch, "interrupted" if interrupted else "failed", [], None, says))
+    return (Interrupted if interrupted else Failed)(f"{says}; to go on: {again}")
 
 
 @contextlib.contextmanager
@@ -118,7 +122,7 @@ def _connected(address: str | None, threads: int, cpus: float) -> Iterator[Found
         raise Refused(str(error), key="--address") from None
 
 
-def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch:
+def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan, launch_id: str) -> Launch:
     experiment, prepared, look = asked.experiment, asked.prepared, asked.prepared.look()
     if look.get("leak"):
         warnings.warn(f"the data leak: {look['leak']}", Note, stacklevel=1)
@@ -140,8 +144,8 @@ def _begin(ledger: Ledger, command: Command, asked: Asked, plan: Plan) -> Launch
         "protocol": asked.family.protocol,
     }
     launch = Launch(
-        new_id(), command, experiment.name, experiment.plain(), experiment.metric, experiment.mode, prepared.fingerprint, str(asked.folder),
-        about, int(time.time() * 1000),
+        launch_id, command, experiment.name, experiment.plain(), experiment.metric, experiment.mode, prepared.fingerprint,
+        str(asked.folder), about, int(time.time() * 1000),
     )  # fmt: skip
     ledger.launch(launch)
     return launch
@@ -155,58 +159,36 @@ def _baseline(asked: Asked) -> dict[str, Any]:
     return {"name": asked.network.baseline_name, "metrics": scores} if scores else {}
 
 
-def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, show: Show) -> tuple[str, list[TrialResult]]:
-    """Run every trial; the state of the whole and each trial's result."""
-    experiment, names_of = asked.experiment, catalog(asked.folder)
-
-    def make(trial: int | None, values: dict[str, Any]) -> tuple[Job, RunStarted]:
-        chosen = with_values(experiment, values, names_of) if values else experiment
-        origin, start = asked.starts.of(chosen) if asked.starts else (None, {})
-        job = Job(
-            trial, chosen, str(asked.prepared.folder), checkpoints(experiment, launch.id, trial), str(asked.folder), plan.precision,
-            plan.threads, epochs_of(chosen, asked.prepared.rows["train"]), origin=origin, streamed=plan.streamed,
-        )  # fmt: skip
-        env = {"executor": plan.executor, "world_size": plan.workers, "precision": plan.precision, "threads": plan.threads, **start}
-        return job, RunStarted(trial, int(time.time() * 1000), values or _given(asked), parameters(chosen.plain()), env)
+def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, show: Show) -> Ended:
+    """Run every trial, then conclude."""
 
     def append(events: Sequence[Event]) -> None:
         ledger.append(launch.id, events)
         for event in events:
             show(event)
 
-    interrupted = False
-    executor = make_executor(plan)  # before the search: its workers start while that is made
+    why: str | None = None
+    error: str | None = None
+    executor = make_executor(plan, asked.experiment.scaling.timeout_s)  # before the search: its workers start while that is made
     try:
-        search = _search(command, asked, plan)
-        drive(executor, search, make, append, Rules(experiment.metric, experiment.mode, experiment.training.patience))
+        begun = resuming.begin(command, asked, plan, ledger, launch.id)
+        drive(executor, begun.judge, Trials(asked, plan, launch).make, append, begun.under_way)
+        if (full := begun.judge.meter.full()) is not None:
+            warnings.warn(f"the budget is used up: {full}", Note, stacklevel=1)
     except KeyboardInterrupt:
-        interrupted = True
+        why = "interrupted"
+    except Lost as lost:
+        why = error = str(lost)
     finally:
-        executor.close()
+        executor.close(GRACE_S)
     results = ledger.results(launch.id, destination())
-    if interrupted:
-        return "interrupted", results
-    return ("failed" if all(r.state == "failed" for r in results) else "finished"), results
+    state = "interrupted" if why is not None else "failed" if all(r.state == "failed" for r in results) else "finished"
+    winner = conclude(home(), ledger, launch, asked.experiment, asked.prepared, state, results, error)
+    return Ended(state, winner, why)
 
 
-def _search(command: Command, asked: Asked, plan: Plan) -> OneRun | Search:
-    if command == "train":
-        return OneRun()
-    search = Search(asked.experiment, space_of(asked.experiment), plan.epochs, plan.trials, asked.folder)
-    if search.first is None and asked.experiment.sweep.search != "grid":
-        warnings.warn("the file's own values lie outside sweep.space: no trial has them", Note, stacklevel=1)
-    return search
-
-
-def _given(asked: Asked) -> dict[str, Any]:
-    """What distinguishes a run of `train`: the keys that were overridden, with their values."""
-    flat = asked.experiment.flat()
-    keys = [override.partition("=")[0].strip() for override in asked.overrides]
-    return {key: flat[key] for key in keys if key in flat and not key.startswith("data.")}
-
-
-def make_executor(plan: Plan) -> Executor:
-    """The executor that the plan names."""
+def make_executor(plan: Plan, timeout_s: float) -> Executor:
+    """The executor that the plan names. `timeout_s`: after which a worker that doesn't answer the others is ended."""
     if plan.executor == "inline":
         from orchestrator.execution.inline import Inline
 
@@ -217,44 +199,4 @@ def make_executor(plan: Plan) -> Executor:
         return Pool(plan.slots, plan.cpus, plan.gpus, plan.accelerator)
     from orchestrator.execution.ddp import Gangs
 
-    return Gangs(plan.slots, plan.workers, plan.cpus, plan.gpus, plan.accelerator)
-
-
-def checkpoints(experiment: Experiment, launch: str, trial: int | None) -> str:
-    """The URI below which a run keeps its checkpoints."""
-    return folder_of(experiment.storage.path, home(), launch, trial)
-
-
-def _outcome(
-    ledger: Ledger, launch: Launch, plan: Plan, state: str, winner: Winner | None, left: int, problem: str | None, began: float
-) -> Outcome:
-    """What the launch came to, with the MLflow ids that its runs have got."""
-    results = ledger.results(launch.id, destination())
-    ends = [event for event in ledger.events(launch.id) if isinstance(event, RunEnded)]
-    of_winner = [event for event in ends if winner is None or event.trial == winner.run.trial]
-    best = next((r for r in results if winner is not None and r.trial == winner.run.trial), None)
-    run_id = ledger.identities(destination(), launch.id).get(None)
-    ledger.close()
-    return Outcome(
-        launch=launch,
-        plan=plan,
-        state=state,
-        results=results,
-        best=best,
-        test=winner.test.scores if winner else {},
-        baseline=winner.test.baseline if winner else {},
-        margin=winner.test.margin if winner else None,
-        bundle=winner.bundle if winner else None,
-        run_id=run_id,
-        nodes=of_winner[-1].nodes if of_winner else (),
-        wall_s=round(time.time() - began, 3),
-        left=left,
-        problem=problem,
-    )
-
-
-def refuse_if_all_failed(outcome: Outcome) -> None:
-    """Raises Failed if no run of the launch came to an end."""
-    if outcome.state == "failed":
-        errors = list(dict.fromkeys(r.error for r in outcome.results if r.error))
-        raise Failed(errors[0] if len(outcome.results) == 1 and errors else f"every trial failed: {'; '.join(errors[:3])}")
+    return Gangs(plan.slots, plan.workers, plan.cpus, plan.gpus, plan.accelerator, timeout_s=timeout_s)

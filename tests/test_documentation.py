@@ -27,12 +27,15 @@ from orchestrator.experiment.read import resolve
 PROJECT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
 COMMANDS = [
-    "data prepare", "data show", "doctor", "history", "plan", "predict", "promote", "rollback", "runs", "schema", "sweep", "sync", "train",
-    "ui",
+    "cluster attach", "cluster jobs", "cluster status", "cluster stop", "cluster submit", "cluster template",
+    "data prepare", "data show", "doctor", "gc", "history", "logs", "plan", "predict", "promote", "rollback", "runs", "schema",
+    "sweep", "sync", "train", "ui",
 ]  # fmt: skip
-KEYS = ["name", "data", "model", "optimizer", "training", "scaling", "sweep", "registry", "storage"]
+KEYS = ["name", "data", "model", "optimizer", "training", "scaling", "sweep", "registry", "storage", "budget", "notify"]
 PUBLIC = [
-    "data_prepare", "data_show", "doctor", "history", "plan", "predict", "promote", "rollback", "runs", "schema", "sweep", "sync", "train",
+    "cluster_attach", "cluster_jobs", "cluster_status", "cluster_stop", "cluster_submit", "cluster_template",
+    "data_prepare", "data_show", "doctor", "gc", "history", "logs", "plan", "predict", "promote", "rollback", "runs", "schema",
+    "sweep", "sync", "train",
 ]  # fmt: skip
 
 
@@ -94,7 +97,7 @@ def test_the_keys_of_an_experiment_file_are_these() -> None:
 def test_every_key_is_described_in_the_schema() -> None:
     schema = orchestrator.schema()
     assert sorted(schema["properties"]) == sorted(KEYS)
-    for section in ("TrainingConfig", "ScalingConfig", "SchedulerConfig", "StorageConfig"):
+    for section in ("TrainingConfig", "ScalingConfig", "SchedulerConfig", "StorageConfig", "BudgetConfig", "NotifyConfig"):
         for key, value in schema["$defs"][section]["properties"].items():
             assert value.get("description") or key == "name", f"{section}.{key}"
 

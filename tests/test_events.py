@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.events import KINDS, Best, EpochEnded, Event, RunEnded, RunStarted, better, from_plain, summarise, to_plain
+from orchestrator.events import KINDS, Best, EpochEnded, Event, RunEnded, RunResumed, RunStarted, better, from_plain, summarise, to_plain
 
 STARTED = RunStarted(3, 1000, {"optimizer.lr": 0.1}, {"optimizer.lr": 0.1, "optimizer.name": "adam"}, {"executor": "inline"})
 EVERY = [
     STARTED,
+    RunResumed(3, 1500, {"executor": "pool"}),
     EpochEnded(3, 1, {"val_accuracy": 0.1 + 0.2, "val_loss": 1e-17}, 2000, False, "continue"),
     RunEnded(3, "stopped", 3000, "asha", "a line", "/a/trace", 1.5, ("one", "two")),
 ]
@@ -36,8 +37,8 @@ def test_an_event_carries_its_format_and_cannot_be_changed(event: Event) -> None
 
 
 def test_fields_of_a_later_version_are_left_out() -> None:
-    kind, data = to_plain(EVERY[1])
-    assert from_plain(kind, {**data, "colour": "blue"}) == EVERY[1]
+    kind, data = to_plain(EVERY[2])
+    assert from_plain(kind, {**data, "colour": "blue"}) == EVERY[2]
 
 
 def test_fields_that_an_earlier_version_lacked_have_their_defaults() -> None:
@@ -77,3 +78,10 @@ def test_a_run_without_an_end_is_running_and_without_an_epoch_has_no_best() -> N
 def test_an_event_without_what_it_must_have_is_no_event(wrong: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="missing"):
         from_plain("epoch", wrong)
+
+
+def test_a_run_that_was_resumed_is_running_again_and_its_times_add_up() -> None:
+    cut = [*epochs(0.5), RunEnded(3, "interrupted", 2000, wall_s=1.0), RunResumed(3, 9000)]
+    assert (summarise(cut, "score", "max").state, summarise(cut, "score", "max").wall_s) == ("running", 1.0)
+    done = summarise([*cut, EpochEnded(3, 2, {"score": 0.7}, 9500), RunEnded(3, "finished", 9900, wall_s=0.5)], "score", "max")
+    assert (done.state, done.wall_s, done.epochs, done.best and done.best.epoch) == ("finished", 1.5, 2, 2)

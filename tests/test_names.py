@@ -123,7 +123,8 @@ def test_a_package_that_took_one_of_our_names_first_is_refused_with_its_path(tmp
 
 
 def test_the_public_functions_are_a_fixed_list() -> None:
-    names = "data_prepare data_show doctor history plan predict promote rollback runs schema sweep sync train"
+    names = """cluster_attach cluster_jobs cluster_status cluster_stop cluster_submit cluster_template data_prepare data_show doctor
+        gc history logs plan predict promote rollback runs schema sweep sync train"""
     assert orchestrator.__all__ == names.split()
     assert all(callable(getattr(orchestrator, name)) for name in orchestrator.__all__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import tempfile
@@ -11,8 +12,11 @@ from typing import Any
 
 import typer
 
-from orchestrator.cli import deploy, look, output, run
+from orchestrator.cli import cluster, deploy, look, operate, output, run
+from orchestrator.cli.stdout import kept_for_the_document
 from orchestrator.errors import Failed, Interrupted, Note, OrchestratorError, Refused
+
+LAUNCH = re.compile(r"\d{8}-\d{6}-[0-9a-f]+")  # records.ledger.new_id
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,20 +37,30 @@ app.command()(deploy.rollback)
 app.command()(deploy.history)
 app.command()(deploy.predict)
 app.command()(look.sync)
+app.command()(operate.logs)
+app.command()(operate.gc)
 data.command("prepare")(look.data_prepare)
 data.command("show")(look.data_show)
 app.add_typer(data, name="data")
+app.add_typer(cluster.commands, name="cluster")
 
 
 def main() -> None:
     """The `orchestrator` command."""
+    with kept_for_the_document("--json" in sys.argv):
+        _main()
+
+
+def _main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", Note)
     warnings.showwarning = _show_warning
     as_json = "--json" in sys.argv
     try:
-        code = app(standalone_mode=False) or 0  # a command's typer.Exit comes back as its code, and Ctrl-C as 130
+        code = (
+            app(_with_resume(sys.argv[1:]), standalone_mode=False) or 0
+        )  # a command's typer.Exit comes back as its code, and Ctrl-C as 130
         if code == 130:
             raise Interrupted("interrupted")
         sys.exit(code)
@@ -63,6 +77,15 @@ def main() -> None:
             sys.exit(2)
         output.error(_unforeseen(error), as_json)
         sys.exit(1)
+
+
+def _with_resume(words: list[str]) -> list[str]:
+    """`--resume` without an id means the newest: an option's value is never optional to typer."""
+    said = list(words)
+    for place, word in enumerate(words):
+        if word == "--resume" and not LAUNCH.fullmatch("".join(words[place + 1 : place + 2])):
+            said[place] = "--resume=newest"
+    return said
 
 
 def _unforeseen(error: Exception) -> Failed:

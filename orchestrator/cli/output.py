@@ -6,21 +6,24 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.cli.stdout import documents
 from orchestrator.errors import OrchestratorError
-from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted
+from orchestrator.events import EpochEnded, Event, RunEnded, RunResumed, RunStarted
 
 if TYPE_CHECKING:
     from orchestrator.experiment.plan import Plan
     from orchestrator.results import Result
 
 WIDE = None if sys.stdout.isatty() else 200
+SCORES = 6  # on a line; all of them are in --json and in MLflow
+LOSSES = ("train_loss", "val_loss", "test_loss")
 
 
 def say(text: str) -> None:
@@ -41,7 +44,7 @@ def error(failure: OrchestratorError, as_json: bool) -> None:
 
 def document(data: Any) -> None:
     """The one JSON document on stdout."""
-    print(json.dumps(data, indent=2, allow_nan=False, default=str), flush=True)
+    print(json.dumps(data, indent=2, allow_nan=False, default=str), file=documents(), flush=True)
 
 
 def result(done: Result, as_json: bool, lines: Sequence[str] = ()) -> None:
@@ -106,7 +109,7 @@ class Progress:
     def __call__(self, event: Event | Plan) -> None:
         if not isinstance(event, Event):  # not by Plan: its module takes pydantic and a YAML parser
             self._planned(event)
-        elif isinstance(event, RunStarted):
+        elif isinstance(event, RunStarted | RunResumed):
             self.started += 1
         elif isinstance(event, EpochEnded):
             self.last[event.trial] = event
@@ -126,17 +129,24 @@ class Progress:
     def _ended(self, event: RunEnded) -> None:
         self.ended += 1
         last = self.last.pop(event.trial, None)
+        for note in event.notes:
+            say(f"note: {'' if event.trial is None else f'trial {event.trial}: '}{note}")
+        why = f"{event.error}" + (f"; the whole trace: {event.trace}" if event.trace else "")
         if event.trial is None:
             if event.error:
-                say(f"failed: {event.error}" + (f"; the whole trace: {event.trace}" if event.trace else ""))
+                say(f"{event.state}: {why}")
             return
         how = f"stopped by {event.stopped_by}" if event.stopped_by else event.state
         scores = f"  epoch {last.epoch}  {_metrics(last)}" if last else ""
-        why = f"  {event.error}; the whole trace: {event.trace}" if event.error else ""
-        say(f"trial {event.trial:3d}  {how:<16}{scores}{why}")
+        say(f"trial {event.trial:3d}  {how:<16}{scores}{f'  {why}' if event.error else ''}")
+
+
+def scores(metrics: Mapping[str, float], most: int = SCORES) -> str:
+    """Some scores on a line: the losses, then those that come first, as the experiment's own metric usually does; the rest is counted."""
+    names = sorted((name for name in metrics if name.startswith(("train_", "val_", "test_"))), key=lambda name: name not in LOSSES)
+    shown = [f"{name} {metrics[name]:.4f}" for name in names[:most]]
+    return "  ".join([*shown, *([f"... {len(names) - most} more"] if len(names) > most else [])])
 
 
 def _metrics(event: EpochEnded) -> str:
-    shown = {k: v for k, v in event.metrics.items() if k.startswith(("train_", "val_"))}
-    rate = f"{event.metrics['samples_per_s']:,.0f} samples/s"
-    return "  ".join([*(f"{k} {v:.4f}" for k, v in shown.items()), rate])
+    return f"{scores(event.metrics)}  {event.metrics['samples_per_s']:,.0f} samples/s"

@@ -11,20 +11,22 @@ from orchestrator.cli import output
 File = Annotated[str, typer.Argument(metavar="EXPERIMENT.yaml", help="The experiment file.")]
 Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE ...]", help="Keys to set, e.g. training.epochs=3")]  # noqa: UP045
 Address = Annotated[Optional[str], typer.Option(help="A running Ray cluster (default: RAY_ADDRESS; none: this machine).")]  # noqa: UP045
+Resume = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(metavar="[ID]", help="Go on with the newest of this experiment, or with ID: what has ended isn't run again."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
-def train(experiment: File, overrides: Overrides = None, address: Address = None, json: Json = False) -> None:
+def train(experiment: File, overrides: Overrides = None, address: Address = None, resume: Resume = None, json: Json = False) -> None:
     """Train one run, evaluate its best epoch once on test, write its bundle."""
     from orchestrator import api
 
-    done = api.train(experiment, overrides or [], address=address, show=output.Progress())
-    best = (
-        ""
-        if done.best is None
-        else f"best epoch {done.best.epoch}: "
-        + "  ".join(f"{k} {v:.4f}" for k, v in {**done.best.metrics, **done.test}.items() if k.startswith(("val_", "test_")))
-    )
+    done = api.train(experiment, overrides or [], address=address, resume=resume, show=output.Progress())
+    best = ""
+    if done.best is not None:
+        metrics = {k: v for k, v in done.best.metrics.items() if k.startswith("val_")} | done.test
+        best = f"best epoch {done.best.epoch}: {output.scores(metrics, 8)}"
     output.result(
         done,
         json,
@@ -38,16 +40,15 @@ def train(experiment: File, overrides: Overrides = None, address: Address = None
     )
 
 
-def sweep(experiment: File, overrides: Overrides = None, address: Address = None, json: Json = False) -> None:
+def sweep(experiment: File, overrides: Overrides = None, address: Address = None, resume: Resume = None, json: Json = False) -> None:
     """Search the space: Ray runs the trials, MLflow records every one."""
     from orchestrator import api
 
-    done = api.sweep(experiment, overrides or [], address=address, show=output.Progress())
+    done = api.sweep(experiment, overrides or [], address=address, resume=resume, show=output.Progress())
     lines = []
     if done.best is not None:
-        scores = "  ".join(f"{k} {v:.4f}" for k, v in done.best["test"].items())
         lines = [
-            f"best: trial {done.best['trial']}  {scores}",
+            f"best: trial {done.best['trial']}  {output.scores(done.best['test'])}",
             *_baseline(done.best["baseline"], done.best["margin"]),
             *output.measured(done.protocol),
             f"next: orchestrator promote {done.experiment}",

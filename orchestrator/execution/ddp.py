@@ -8,149 +8,76 @@ rank ends as failed, and the group is restarted for the next one, since the othe
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
+import contextlib
+import os
 import tempfile
 import threading
 import time
+import warnings
 from typing import Any
 
 import ray
 import ray.train  # here, not in the gangs' threads: two at once would find it half imported
 import ray.train.torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.errors import Failed
-from orchestrator.events import EpochEnded, RunEnded
+from orchestrator.errors import Failed, Lost, Note
+from orchestrator.events import RunEnded
+from orchestrator.execution import gang
 from orchestrator.execution.executor import SlotEvent
+from orchestrator.execution.hub import Heard, Hub, Hung
+from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall
+from orchestrator.execution.worker import end_process, on_node
 from orchestrator.training.trial import Job
 
-MAX_RESTARTS = 3  # of a gang for one trial
-
-
-@ray.remote(num_cpus=0)
-class _Hub:
-    """Jobs and verdicts to the gangs, events from them."""
-
-    def __init__(self, gangs: int) -> None:
-        self.jobs: list[asyncio.Queue[Job | None]] = [asyncio.Queue() for _ in range(gangs)]
-        self.asking: list[asyncio.Future[bool] | None] = [None] * gangs
-        self.events: asyncio.Queue[SlotEvent] = asyncio.Queue()
-        self.current: list[Job | None] = [None] * gangs
-        self.restarts = [0] * gangs
-
-    async def submit(self, gang: int, job: Job | None) -> None:
-        """A job for a gang; None ends it."""
-        await self.jobs[gang].put(job)
-
-    async def next(self, gang: int) -> Job | None:
-        """The gang's next job; the one it was at if it didn't end it."""
-        unfinished = self.current[gang]
-        if unfinished is not None and self.restarts[gang] < MAX_RESTARTS:
-            self.restarts[gang] += 1
-            self.asking[gang] = None
-            return dataclasses.replace(unfinished, resume=True)
-        if unfinished is not None:
-            await self.report(gang, _died(unfinished, f"its workers died {MAX_RESTARTS + 1} times"))
-        self.restarts[gang] = 0
-        self.current[gang] = await self.jobs[gang].get()
-        return self.current[gang]
-
-    async def report(self, gang: int, event: EpochEnded | RunEnded) -> bool:
-        """An event of a gang; the verdict, for an epoch. The end of a run counts once, whichever rank says it."""
-        if isinstance(event, RunEnded):
-            current = self.current[gang]
-            if current is not None and current.trial == event.trial:
-                self.current[gang] = None
-                await self.events.put((gang, event))
-            return True
-        self.asking[gang] = asked = asyncio.get_running_loop().create_future()
-        await self.events.put((gang, event))
-        return bool(await asked)
-
-    async def verdict(self, gang: int, go_on: bool) -> None:
-        """The driver's answer; to a gang that died meanwhile it is no answer any more."""
-        asked = self.asking[gang]
-        if asked is not None and not asked.done():
-            asked.set_result(go_on)
-
-    async def wait(self, timeout_s: float) -> list[SlotEvent]:
-        """Every event that is there, after at most so many seconds."""
-        try:
-            found = [await asyncio.wait_for(self.events.get(), timeout_s)]
-        except TimeoutError:
-            return []
-        while not self.events.empty():
-            found.append(self.events.get_nowait())
-        return found
-
-
-def _gang(config: dict[str, Any]) -> None:
-    """What each rank of a gang does, until there is no further job."""
-    import torch.distributed as dist
-
-    from orchestrator.training import trial
-
-    context, hub, gang = ray.train.get_context(), config["hub"], config["gang"]
-    rank, size = context.get_world_rank(), context.get_world_size()
-    device = str(ray.train.torch.get_device()) if config["gpus"] else "cpu"
-    place = trial.Place(rank, size, device, ray.get_runtime_context().get_node_id())
-    while True:
-        job = _share(lambda: ray.get(hub.next.remote(gang)), rank, dist)
-        if job is None:
-            return
-        steps = trial.run(job, place)
-        event = next(steps)
-        while isinstance(event, EpochEnded):
-            go_on = _share(lambda event=event: ray.get(hub.report.remote(gang, event)), rank, dist)
-            event = steps.send(go_on)
-        if rank == 0 or event.alone:
-            ray.get(hub.report.remote(gang, event))
-        if event.alone:
-            raise RuntimeError(event.error)  # Ray Train ends the other ranks and starts the group anew
-
-
-def _died(job: Job, says: str) -> RunEnded:
-    return RunEnded(job.trial, "failed", int(time.time() * 1000), error=says)
-
-
-def _share(ask: Any, rank: int, dist: Any) -> Any:
-    """What rank 0 gets by asking, on every rank."""
-    box = [ask() if rank == 0 else None]
-    dist.broadcast_object_list(box, 0)
-    return box[0]
+TIMEOUT_S = 600.0
+ABORT_S = 8.0  # Ray Train gives the ranks 5 s to shut down
 
 
 class Gangs:
-    """`slots` gangs of `workers` ranks, each fitted in a thread of this process."""
+    """`slots` gangs of `workers` ranks, each fitted in a thread of this process. `timeout_s`: of a collective, after which a rank hangs."""
 
-    def __init__(self, slots: int, workers: int, cpus: float, gpus: float, accelerator: str | None = None) -> None:
-        self.slots = slots
-        self.hub = _Hub.remote(slots)  # type: ignore[attr-defined]
+    def __init__(
+        self, slots: int, workers: int, cpus: float, gpus: float, accelerator: str | None = None, timeout_s: float = TIMEOUT_S,
+        stall_s: float = STALL_S,
+    ) -> None:  # fmt: skip
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # default 2: a death is seen so much later
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # default 60: busy machines need more
+        self.slots, self.workers, self.timeout_s = slots, workers, timeout_s
+        self.each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self.hub = ray.remote(Hub).options(num_cpus=0, scheduling_strategy=here).remote(slots, max(2.0, min(30.0, timeout_s / 4)))
         self.running: dict[int, Job] = {}
         self.broken: dict[int, str] = {}
+        self.heard = Heard([], [], [])
+        self.head, self.leaving, self.stall = Head.here(), Leaving(), Stall(stall_s)
+        self.moved: set[int] = set()
+        self._closed = self._lost = self._deaf = False  # lost: Ray itself; deaf: the hub
         self.folder = tempfile.TemporaryDirectory(prefix="orchestrator-train-")
         scaling = ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=bool(gpus),
-            resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
-            accelerator_type=accelerator,
+            num_workers=workers, use_gpu=bool(gpus), resources_per_worker=self.each, accelerator_type=accelerator
         )
-        self.threads = [threading.Thread(target=self._fit, args=(gang, scaling, gpus), daemon=True) for gang in range(slots)]
+        self.threads = [threading.Thread(target=self._fit, args=(number, scaling, gpus), daemon=True) for number in range(slots)]
         for thread in self.threads:
             thread.start()
 
-    def _fit(self, gang: int, scaling: ray.train.ScalingConfig, gpus: float) -> None:
+    def _fit(self, number: int, scaling: ray.train.ScalingConfig, gpus: float) -> None:
         try:
             ray.train.torch.TorchTrainer(
-                _gang,
-                train_loop_config={"hub": self.hub, "gang": gang, "gpus": gpus},
+                gang.train,
+                train_loop_config={"hub": self.hub, "gang": number, "gpus": gpus, "timeout_s": self.timeout_s},
+                torch_config=ray.train.torch.TorchConfig(timeout_s=self.timeout_s),
                 scaling_config=scaling,
                 run_config=ray.train.RunConfig(
-                    name=f"gang-{gang}", storage_path=self.folder.name, failure_config=ray.train.FailureConfig(max_failures=-1)
+                    name=f"gang-{number}",
+                    storage_path=self.folder.name,
+                    failure_config=ray.train.FailureConfig(max_failures=-1),  # the hub counts them, a trial at a time
+                    callbacks=[gang.Telling(self.hub, number)],
                 ),
             ).fit()
         except Exception as error:  # whatever Ray Train raises ends this gang, and is said by `wait`
-            self.broken[gang] = " ".join(str(error).split())[:500]
+            if not self._closed:
+                self.broken[number] = " ".join(str(error).split())[:500]
 
     def start(self, slot: int, job: Job) -> None:
         """Give a free gang a job."""
@@ -158,27 +85,114 @@ class Gangs:
         self.hub.submit.remote(slot, job)
 
     def wait(self) -> list[SlotEvent]:
-        """Block until a gang has an event; every event that is there. Raises Failed if a gang is gone for good."""
+        """Block until a gang has an event; every event that is there."""
         while True:
-            events: list[SlotEvent] = ray.get(self.hub.wait.remote(1.0))
-            for slot, event in events:
+            self._listen()
+            for slot, event in self.heard.events:
                 if isinstance(event, RunEnded):
                     self.running.pop(slot, None)
-            if events:
-                return events
+            for hung in self.heard.hung:
+                self._end_hung(hung)
+            self._look_around()
+            if self.heard.events:
+                return self.heard.events
             for slot, says in self.broken.items():
                 raise Failed(f"gang {slot} of workers ended and did not come back: {says}")
+            for slot, state in enumerate(self.heard.gangs):
+                if state.broken is not None:
+                    raise Failed(f"the workers of gang {slot} can't start: {state.broken}")
 
     def verdict(self, slot: int, go_on: bool) -> None:
         """Answer a gang's EpochEnded."""
         self.hub.verdict.remote(slot, go_on)
 
-    def close(self) -> None:
-        """No further job: the gangs end by themselves; one that is in the middle of a trial ends with the cluster's connection."""
-        for gang in range(self.slots):
-            self.hub.submit.remote(gang, None)
-        if not self.running:
+    def close(self, grace_s: float = 0) -> None:
+        """Ask the runs under way for a checkpoint, wait so long for it, end the gangs with everything that Ray Train started."""
+        self._closed = True
+        try:
+            if grace_s > 0 and self.running and not self._deaf:
+                self._stop_all(time.monotonic() + grace_s)
+        finally:
+            self.leaving.close()
+            with contextlib.suppress(Exception):  # the newest of Ray Train's actors
+                if not self._deaf:
+                    self._listen(0)
+            self._end_gangs([state.control for state in self.heard.gangs if state.control is not None])
+            ray.kill(self.hub)
             for thread in self.threads:
-                thread.join(30)
-        ray.kill(self.hub)
-        self.folder.cleanup()
+                thread.join(0 if self._lost else 30 if self._deaf else 10)
+            self.folder.cleanup()
+
+    def _end_gangs(self, controls: list[Any]) -> None:
+        """As Ray Train ends a run at Ctrl-C: ranks, placement group, its cleaner. After a mere kill the last two would stay."""
+        if controls and not self._lost:
+            ray.wait([control.abort.remote() for control in controls], num_returns=len(controls), timeout=ABORT_S)
+        for control in controls:
+            ray.kill(control)
+
+    def _listen(self, timeout_s: float = LOOK_EVERY_S) -> None:
+        """Hear what there is. Raises Lost if the hub, or what it runs on, is gone."""
+        ref = self.hub.wait.remote(timeout_s)
+        try:
+            while not ray.wait([ref], timeout=LOOK_EVERY_S)[0]:
+                self._check_head()
+            self.heard = ray.get(ref)
+        except ray.exceptions.RayActorError as error:
+            self._deaf = True
+            self._check_head()
+            raise Lost(f"the actor between the workers and this command died: {_line(error)}") from None
+        except ConnectionError as error:  # of a client (ray://)
+            self._deaf = self._lost = True
+            raise Lost(f"the connection to Ray broke: {error}") from None
+
+    def _check_head(self) -> None:
+        try:
+            self.head.check()
+        except Lost:
+            self._deaf = self._lost = True
+            raise
+
+    def _look_around(self) -> None:
+        """The head, nodes that leave, and whether anything goes on."""
+        self._check_head()
+        gangs = self.heard.gangs
+        for slot, state in enumerate(gangs):
+            if not state.nodes & self.leaving.nodes:
+                self.moved.discard(slot)
+            elif slot not in self.moved:
+                self.moved.add(slot)
+                self.hub.stop.remote(slot, True)
+        if self.running and not any(gangs[slot].up for slot in self.running):
+            self.stall.check(self.workers * len(self.running), self.each)
+        else:
+            self.stall.progress()
+
+    def _end_hung(self, hung: Hung) -> None:
+        """Kill the ranks that don't answer, and say which: Ray Train then sees a death like any other."""
+        asked = {on_node(rank.node, end_process, rank.pid): rank for rank in hung.ranks}
+        done = ray.wait(list(asked), num_returns=len(asked), timeout=30)[0] if asked else []
+        for ref in done:
+            rank = asked[ref]
+            with contextlib.suppress(ray.exceptions.RayError):  # its node is gone
+                if ray.get(ref):
+                    warnings.warn(
+                        f"rank {rank.rank} of trial {hung.trial} hung: on node {rank.node} ({rank.host}), pid {rank.pid}, it didn't answer "
+                        f"for {self.timeout_s:g} s (scaling.timeout_s); it was killed, and the trial goes on from its last checkpoint",
+                        Note,
+                        stacklevel=2,
+                    )
+        self.hub.settled.remote(hung.gang)
+
+    def _stop_all(self, deadline: float) -> None:
+        """Every run under way writes its checkpoint, or the time is up."""
+        for slot in self.running:
+            self.hub.stop.remote(slot, False)
+        while self.running and (rest := deadline - time.monotonic()) > 0:
+            self._listen(min(rest, LOOK_EVERY_S))
+            for slot, event in self.heard.events:
+                if isinstance(event, RunEnded):
+                    self.running.pop(slot, None)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,7 +1,8 @@
 """The narrow contract between the driving loop and where trials run: slots that take a job and give an event an epoch.
 
-A slot takes a job, yields an EpochEnded, waits for the verdict, yields the next, and with a RunEnded is free again. Executors wrap
-nothing else: no stopping rules, no records, no retries of a trial's own errors.
+A slot takes a job, yields an EpochEnded, waits for the verdict, yields the next, and with a RunEnded is free again. When a worker dies
+its executor starts the job again, to go on from its checkpoint: an epoch may then be said twice, and gets its verdict again. Executors
+wrap nothing else: no stopping rules, no records, no retries of a trial's own errors.
 """
 
 from __future__ import annotations
@@ -23,13 +24,16 @@ class Executor(Protocol):
         """Give a free slot a job."""
 
     def wait(self) -> list[SlotEvent]:
-        """Block until at least one slot has an event; every event that is there. An EpochEnded's slot waits for `verdict`."""
+        """Block until at least one slot has an event; every event that is there. An EpochEnded's slot waits for `verdict`.
+
+        Raises Lost if what it runs on is gone, and Failed if its workers can't start.
+        """
 
     def verdict(self, slot: int, go_on: bool) -> None:
         """Answer a slot's EpochEnded: go on, or end the run."""
 
-    def close(self) -> None:
-        """End every process that was started."""
+    def close(self, grace_s: float = 0) -> None:
+        """End every process that was started. Runs under way get so many seconds to write a checkpoint; what they say then is dropped."""
 
 
 def set_up_worker() -> None:

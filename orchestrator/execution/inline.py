@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
 
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.training import trial
+from orchestrator.training.output import captured
 from orchestrator.training.trial import Job, Place
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Inline:
-    """Runs the job in `wait`, an epoch at a time."""
+    """Runs the job in `wait`, an epoch at a time.
+
+    The first Ctrl-C or SIGTERM meanwhile lets the run end at its next step, with a checkpoint; the second raises at once.
+    """
 
     slots = 1
 
     def __init__(self, gpus: float = 0) -> None:
         self.place = Place(device="cuda:0" if gpus else "cpu", node=socket.gethostname())
         self._steps: trial.Steps | None = None
+        self._logs: str | None = None
         self._go_on: bool | None = None
+        self._stopping = False
 
     def start(self, slot: int, job: Job) -> None:
         """Take a job; nothing runs before `wait`."""
-        self._steps, self._go_on = trial.run(job, self.place), None
+        self._steps, self._go_on, self._logs = trial.run(job, self.place, lambda: self._stopping), None, job.logs
 
     def wait(self) -> list[SlotEvent]:
         """Run to the next event."""
         assert self._steps is not None
-        event = next(self._steps) if self._go_on is None else self._steps.send(self._go_on)
+        with self._signals(), captured(self._logs, echo=True):  # its stdout is the command's, for the result alone
+            event = next(self._steps) if self._go_on is None else self._steps.send(self._go_on)
         return [(0, event)]
 
     def verdict(self, slot: int, go_on: bool) -> None:
         """Keep the answer for the next `wait`."""
         self._go_on = go_on
 
-    def close(self) -> None:
+    def close(self, grace_s: float = 0) -> None:
         """Let a run under way write its checkpoint."""
         if self._steps is not None:
             self._steps.close()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Ours in place of the program's, which come back; elsewhere than in the main thread there are none."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        if self._stopping:
+            raise KeyboardInterrupt
+        self._stopping = True

@@ -1,71 +1,256 @@
-"""One-worker trials: warm, persistent Ray actors, one slot each. A stopped trial's actor takes the next one at once."""
+"""One-worker trials: warm, persistent Ray actors. A free actor takes the trial that waits longest, whichever slot that is in.
+
+A trial whose actor dies waits first of all, to go on from its checkpoint in whichever actor is free next.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
-from orchestrator.events import RunEnded
+from orchestrator.errors import Failed, Lost
+from orchestrator.events import EpochEnded, RunEnded
+from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, judge
 from orchestrator.execution.executor import SlotEvent
+from orchestrator.execution.placement import Seat, Wants, assign
+from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall
+from orchestrator.execution.worker import About, Worker, on_node, oom_kills
 from orchestrator.training.trial import Job
 
+PROBE_S = 20.0  # for a look at the node of an actor that died
 
-class _Worker:
-    """The actor: drives one trial at a time, one call an event. torch is imported when the actor starts, not when a trial does."""
 
-    def __init__(self, gpus: float) -> None:
-        from orchestrator.training import trial
+@dataclass
+class Actor:
+    """An actor: `about` once it is up, `work` while it has one."""
 
-        self.trial = trial
-        self.place = trial.Place(device="cuda:0" if gpus else "cpu", node=ray.get_runtime_context().get_node_id())
-        self.steps: Any = None
+    handle: Any
+    about: About | None = None
+    work: Work | None = None
 
-    def start(self, job: Job) -> Any:
-        """The first event of a job."""
-        self.steps = self.trial.run(job, self.place)
-        return next(self.steps)
 
-    def answer(self, go_on: bool) -> Any:
-        """The event after a verdict."""
-        return self.steps.send(go_on)
+@dataclass
+class Work:
+    """A slot's job. `serial`: its place in the order of waiting; `moving`: it was asked to stop, to go on elsewhere."""
+
+    slot: int
+    job: Job
+    serial: int
+    past: Past = field(default_factory=Past)
+    node: str | None = None
+    waits: bool = True
+    asks: bool = False  # for a verdict
+    moving: bool = False
 
 
 class Pool:
-    """`slots` actors, each with its CPUs and GPUs. A trial whose actor dies has failed; another actor takes the slot."""
+    """`slots` actors, each with its CPUs and GPUs, and as many trials at once."""
 
-    def __init__(self, slots: int, cpus: float, gpus: float, accelerator: str | None = None) -> None:
-        self.slots, self.gpus = slots, gpus
-        self.worker = ray.remote(_Worker).options(num_cpus=cpus, num_gpus=gpus, accelerator_type=accelerator, scheduling_strategy="SPREAD")
-        self.workers = [self.worker.remote(gpus) for _ in range(slots)]
-        self.jobs: dict[int, Job] = {}
-        self._pending: dict[Any, int] = {}
+    def __init__(self, slots: int, cpus: float, gpus: float, accelerator: str | None = None, stall_s: float = STALL_S) -> None:
+        self.slots, self.gpus, self.each = slots, gpus, {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        grouped = ray.remote(concurrency_groups={"control": 1, "life": 1})(Worker)
+        self.worker = grouped.options(num_cpus=cpus, num_gpus=gpus, accelerator_type=accelerator, scheduling_strategy="SPREAD")
+        self.works: dict[int, Work] = {}
+        self.oom_kills: dict[str, int] = {}  # of each node, as last seen
+        self.head, self.leaving, self.stall = Head.here(), Leaving(), Stall(stall_s)
+        self._pending: dict[Any, tuple[str, Any]] = {}
+        self._serial, self._failed_starts, self._lost = 0, 0, False
+        self.actors = [self._new() for _ in range(slots)]
+
+    def _new(self) -> Actor:
+        actor = Actor(self.worker.remote(self.gpus))
+        self._pending[actor.handle.about.remote()] = ("up", actor)
+        self._pending[actor.handle.life.remote()] = ("life", actor)
+        return actor
 
     def start(self, slot: int, job: Job) -> None:
-        """Give a free actor a job."""
-        self.jobs[slot] = job
-        self._pending[self.workers[slot].start.remote(job)] = slot
+        """Give a free slot a job; an actor takes it at once, or when there is one."""
+        self._serial += 1
+        self.works[slot] = Work(slot, job, self._serial)
+        self._assign()
 
     def wait(self) -> list[SlotEvent]:
-        """Block until an actor has an event; every event that is there."""
-        ray.wait(list(self._pending), num_returns=1)
-        done, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
-        return [self._event(ref, self._pending.pop(ref)) for ref in done]
-
-    def _event(self, ref: Any, slot: int) -> SlotEvent:
-        try:
-            return slot, ray.get(ref)
-        except ray.exceptions.RayError as death:
-            self.workers[slot] = self.worker.remote(self.gpus)
-            says = f"its worker died: {' '.join(str(death).split())[:300]}"
-            return slot, RunEnded(self.jobs[slot].trial, "failed", int(time.time() * 1000), error=says)
+        """Block until a slot has an event; every event that is there."""
+        while True:
+            try:
+                done, _ = ray.wait(list(self._pending), num_returns=1, timeout=LOOK_EVERY_S)
+                if done:
+                    done, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
+                events = [event for ref in done for event in self._heard(ref)]
+                self._look_around()
+            except Lost:
+                self._lost = True
+                raise
+            except ConnectionError as error:  # of a client (ray://)
+                self._lost = True
+                raise Lost(f"the connection to Ray broke: {error}") from None
+            self._assign()
+            if events:
+                return events
 
     def verdict(self, slot: int, go_on: bool) -> None:
-        """Answer an actor's EpochEnded."""
-        self._pending[self.workers[slot].answer.remote(go_on)] = slot
+        """Answer a slot's EpochEnded. If its actor died meanwhile, the epoch will be said again."""
+        work = self.works[slot]
+        work.asks = False
+        actor = self._of(work)
+        if actor is not None:
+            self._pending[actor.handle.answer.remote(go_on)] = ("event", actor)
 
-    def close(self) -> None:
-        """Kill the actors: what they had to write is written when they say RunEnded."""
-        for worker in self.workers:
-            ray.kill(worker)
+    def close(self, grace_s: float = 0) -> None:
+        """Ask the runs under way for a checkpoint, wait so long for it, kill the actors."""
+        try:
+            if grace_s > 0 and not self._lost:
+                self._stop_all(time.monotonic() + grace_s)
+        finally:
+            self._pending.clear()
+            self.leaving.close()
+            for actor in self.actors:
+                with contextlib.suppress(Exception):  # whatever it is, the others are to be killed too
+                    ray.kill(actor.handle)
+
+    def _assign(self) -> None:
+        """Give every free actor what it is to do."""
+        up = {number: actor for number, actor in enumerate(self.actors) if actor.about is not None}
+        seats = [
+            Seat(number, actor.about.node, actor.work.slot if actor.work else None, actor.work is not None and actor.work.past.alone)
+            for number, actor in up.items()
+            if actor.about is not None
+        ]
+        waiting = sorted((w for w in self.works.values() if w.waits), key=lambda work: work.serial)
+        wants = [Wants(work.slot, work.past.alone, work.node) for work in waiting]
+        for slot, number in assign(wants, seats, self.leaving.nodes):
+            actor, work = up[number], self.works[slot]
+            actor.work, work.waits = work, False
+            self._pending[actor.handle.start.remote(work.job, work.serial)] = ("event", actor)
+
+    def _heard(self, ref: Any) -> list[SlotEvent]:
+        """What comes of a reference that is ready."""
+        kind, of = self._pending.pop(ref, ("", None))
+        if kind == "probe":
+            return self._probed(of, ref)
+        try:
+            said: Any = ray.get(ref) if kind else None
+        except ray.exceptions.RayTaskError as error:
+            if kind == "event":
+                return self._event(of, _failed(of.work.job, _line(error)))
+            return self._died(of, error)
+        except ray.exceptions.RayError as error:
+            return self._died(of, error)
+        if kind == "up":
+            of.about, self._failed_starts = said, 0
+            self.oom_kills.setdefault(said.node, said.oom_kills)
+        return self._event(of, said) if kind == "event" else []
+
+    def _event(self, actor: Actor, event: EpochEnded | RunEnded) -> list[SlotEvent]:
+        work = actor.work
+        assert work is not None
+        self.stall.progress()
+        if isinstance(event, EpochEnded):
+            work.asks = True
+            return [(work.slot, event)]
+        actor.work = None
+        if event.state == "interrupted" and event.error is None and work.moving:
+            self._again(work)
+            return []
+        del self.works[work.slot]
+        return [(work.slot, event)]
+
+    def _died(self, actor: Actor, error: Exception) -> list[SlotEvent]:
+        """Another actor takes its place; its trial goes on or has failed, when it is known of what it died."""
+        self._replace(actor)
+        if actor.about is None:
+            self._failed_starts += 1
+            if self._failed_starts > MAX_RESTARTS + self.slots:  # a node that dies takes several with it
+                raise Failed(f"the workers can't start: {_line(error)}")
+            return []
+        work, node = actor.work, actor.about.node
+        if work is None:
+            return []
+        work.asks, work.node = False, node
+        if node in self.leaving.nodes or getattr(error, "preempted", False):
+            return self._judged(work, "moved", "")
+        if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error):
+            return self._judged(work, "memory", "")
+        self._pending[on_node(node, oom_kills)] = ("probe", (work, node, _line(error), time.monotonic()))
+        return []
+
+    def _probed(self, of: tuple[Work, str, str, float], ref: Any) -> list[SlotEvent]:
+        """What killed an actor that just vanished: the kernel, for want of memory, if it has killed somebody there."""
+        work, node, says, _ = of
+        kills = self.oom_kills.get(node, 0)
+        with contextlib.suppress(ray.exceptions.RayError):  # the node is gone with it
+            self.oom_kills[node] = ray.get(ref)
+        return self._judged(work, "memory" if self.oom_kills.get(node, 0) > kills else "died", says)
+
+    def _judged(self, work: Work, cause: Cause, says: str) -> list[SlotEvent]:
+        sentence = judge(work.past, cause, says)
+        work.past = sentence.past
+        if sentence.error is None:
+            self._again(work)
+            return []
+        del self.works[work.slot]
+        return [(work.slot, _failed(work.job, sentence.error))]
+
+    def _again(self, work: Work) -> None:
+        """It waits, before whatever came later."""
+        work.job = dataclasses.replace(work.job, resume=True)
+        work.waits, work.asks, work.moving = True, False, False
+
+    def _replace(self, actor: Actor) -> None:
+        """Another actor in an actor's place; whatever the old one still says is not heard."""
+        for ref in [r for r, (kind, of) in self._pending.items() if of is actor]:
+            del self._pending[ref]
+        with contextlib.suppress(Exception):  # it is dead, as a rule
+            ray.kill(actor.handle)
+        self.actors[self.actors.index(actor)] = self._new()
+
+    def _look_around(self) -> None:
+        """The head, nodes that leave, looks at nodes that take too long, and whether anything goes on."""
+        self.head.check()
+        for actor in [a for a in self.actors if a.about is not None and a.about.node in self.leaving.nodes]:
+            if actor.work is None:
+                self._replace(actor)
+            elif not actor.work.moving:
+                actor.work.moving = True
+                actor.handle.stop.remote(actor.work.serial)
+        for ref, (kind, of) in list(self._pending.items()):
+            if kind == "probe" and time.monotonic() - of[3] > PROBE_S:
+                ray.cancel(ref, force=True)
+        if any(w.waits for w in self.works.values()) and all(a.work is None for a in self.actors):
+            self.stall.check(sum(a.about is None for a in self.actors), self.each)
+        else:
+            self.stall.progress()
+
+    def _of(self, work: Work) -> Actor | None:
+        return next((actor for actor in self.actors if actor.work is work), None)
+
+    def _stop_all(self, deadline: float) -> None:
+        """Every run under way writes its checkpoint, or the time is up."""
+        left: dict[Any, Actor] = {}
+        for actor in (a for a in self.actors if a.work is not None):
+            if actor.work is not None and actor.work.asks:
+                left[actor.handle.leave.remote()] = actor
+            elif actor.work is not None:
+                actor.handle.stop.remote(actor.work.serial)
+        left |= {ref: of for ref, (kind, of) in self._pending.items() if kind == "event"}
+        while left and (rest := deadline - time.monotonic()) > 0:
+            self.head.check()
+            done, _ = ray.wait(list(left), num_returns=1, timeout=min(rest, LOOK_EVERY_S))
+            for ref in done:
+                actor = left.pop(ref)
+                with contextlib.suppress(ray.exceptions.RayError):
+                    if isinstance(ray.get(ref), EpochEnded):
+                        left[actor.handle.leave.remote()] = actor
+
+
+def _failed(job: Job, says: str) -> RunEnded:
+    return RunEnded(job.trial, "failed", int(time.time() * 1000), error=says)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

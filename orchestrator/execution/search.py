@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import names
+from orchestrator.execution.domains import choices, decode, define_by_run, distribution, encode, tune_domain
 from orchestrator.experiment.config import Experiment, flatten
-from orchestrator.experiment.space import Domain, Space
+from orchestrator.experiment.space import Space
 
 SEARCHERS = {"random": "RandomSampler", "grid": "GridSampler", "tpe": "TPESampler"}
 SCHEDULERS = ("none", "asha")
-SCALARS = (str, int, float, bool, type(None))
 
 
 def check_searcher(name: str, folder: Path | None = None) -> bool:
@@ -62,6 +62,19 @@ class OneRun:
         self.asked = True
         return None, {}
 
+    def repeats(self, trial: None, values: dict[str, Any]) -> bool:
+        """It has no other answer."""
+        self.asked = True
+        return True
+
+    def take(self, trial: None, values: dict[str, Any]) -> None:
+        """The run has begun before."""
+        self.asked = True
+
+    def learn(self, values: dict[str, Any], score: float) -> bool:
+        """Nothing to learn."""
+        return False
+
     def tell(self, trial: None, epoch: int, score: float) -> bool:
         """Never stops."""
         return False
@@ -73,36 +86,87 @@ class OneRun:
 class Search:
     """Asks for a trial's values, is told each epoch's score, says whether to stop. Scores are the best so far, as `mode` has it.
 
-    `folder`: below which a user's own searcher or scheduler lies.
+    `folder`: below which a user's own searcher or scheduler lies. `goes_on`: it takes over trials of another search, which had the
+    file's own values.
     """
 
-    def __init__(self, experiment: Experiment, space: Space, epochs: int, trials: int, folder: Path | None = None) -> None:
+    def __init__(
+        self, experiment: Experiment, space: Space, epochs: int, trials: int, folder: Path | None = None, goes_on: bool = False
+    ) -> None:
         sweep, self.space, self.trials, self.mode = experiment.sweep, space, trials, experiment.mode
         seed = sweep.seed if sweep.seed is not None else experiment.training.seed
-        self.first = None if sweep.search == "grid" else space.point(flatten(experiment.plain()))
+        self.first = None if sweep.search == "grid" or goes_on else space.point(flatten(experiment.plain()))
         self.searcher = _searcher(sweep.search, space, seed, self.mode, self.first, folder)
         self.foreign = sweep.search not in SEARCHERS
         self.scheduler = _scheduler(sweep.scheduler, epochs, self.mode, folder)
+        self.grid = sweep.search == "grid"
         self.asked = 0
         self._trials: dict[int, _Stub] = {}
+        self._taken: set[int] = set()  # trials that the searcher doesn't know: it didn't suggest them
+        self._tried: list[dict[str, Any]] = []  # their values
+        self._points = 0  # of the space, that a trial has
+        self._names: dict[int, str] = {}  # by which the searcher knows a trial
 
     def ask(self) -> tuple[int, dict[str, Any]] | None:
         """The next trial's number and values, or None if there is none to come."""
-        if self.asked >= self.trials:
-            return None
+        return self._suggest() if self.asked < self.trials else None
+
+    def _suggest(self) -> tuple[int, dict[str, Any]] | None:
         trial = self.asked
+        if self.grid and self._points >= self.space.size():
+            return None
         if self.foreign and trial == 0 and self.first is not None:
+            self._taken.add(trial)
             values = self.first
+        elif (suggested := self._untried(str(trial))) is None:
+            return None
         else:
-            suggested = self.searcher.suggest(str(trial))
+            values = suggested
+        self._begin(trial, values)
+        return trial, values
+
+    def _untried(self, name: str) -> dict[str, Any] | None:
+        """What the searcher suggests; of a grid, what no trial had: the searcher doesn't know those that were taken."""
+        for again in range(self.space.size() if self.grid else 1):
+            asked = f"{name}.{again}" if again else name
+            suggested = self.searcher.suggest(asked)
             if suggested is None or suggested == "FINISHED":
                 return None
-            values = _decode(suggested, self.space)
-        self.asked += 1
+            values = decode(suggested, self.space)
+            if not (self.grid and values in self._tried):
+                self._names[int(name)] = asked
+                return values
+            self._tried.remove(values)
+            self.searcher.on_trial_complete(asked, error=True)
+        return None
+
+    def _begin(self, trial: int, values: dict[str, Any]) -> None:
+        self.asked = max(self.asked, trial + 1)
+        self._points += self.space.point(values) == values
         self._trials[trial] = stub = _Stub(trial, values)
         if self.scheduler is not None:
             self.scheduler.on_trial_add(None, stub)
-        return trial, values
+
+    def repeats(self, trial: int, values: dict[str, Any]) -> bool:
+        """Ask again as it was asked before: whether the answer is the same."""
+        return self._suggest() == (trial, values)
+
+    def take(self, trial: int, values: dict[str, Any]) -> None:
+        """Go on with a trial of another search: it is scheduled with the others, and the searcher hears nothing of it."""
+        self._taken.add(trial)
+        self._tried.append(values)
+        self._begin(trial, values)
+
+    def learn(self, values: dict[str, Any], score: float) -> bool:
+        """Whether the searcher could take an ended trial of another search as evidence: its point must lie in the space."""
+        if self.foreign or self.space.point(values) != values:
+            return False
+        import optuna
+
+        distributions = {d.key: distribution(d) for d in self.space if d.key in values}
+        params = {d.key: encode(d, values[d.key]) for d in self.space if d.key in values}
+        self.searcher._ot_study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
+        return True
 
     def tell(self, trial: int, epoch: int, score: float) -> bool:
         """Whether to stop the trial, given its score (the best of its epochs so far)."""
@@ -112,7 +176,7 @@ class Search:
         if verdict not in ("CONTINUE", "STOP"):
             raise ValueError(f"sweep.scheduler: it answered {verdict}; only schedulers that go on or stop can be used")
         if verdict == "CONTINUE" and self._known(trial):
-            self.searcher.on_trial_result(str(trial), stub.result)
+            self.searcher.on_trial_result(self._names[trial], stub.result)
         return bool(verdict == "STOP")
 
     def end(self, trial: int, failed: bool) -> None:
@@ -124,10 +188,10 @@ class Search:
             else:
                 self.scheduler.on_trial_complete(None, stub, stub.result)
         if self._known(trial):
-            self.searcher.on_trial_complete(str(trial), result=None if failed else stub.result or None, error=failed)
+            self.searcher.on_trial_complete(self._names.pop(trial), result=None if failed else stub.result or None, error=failed)
 
     def _known(self, trial: int) -> bool:
-        return not (self.foreign and trial == 0 and self.first is not None)
+        return trial not in self._taken
 
 
 class _Stub:
@@ -149,13 +213,13 @@ def _searcher(name: str, space: Space, seed: int, mode: str, first: Mapping[str,
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     if name == "grid":
-        sampler = optuna.samplers.GridSampler({d.key: _choices(d) for d in space}, seed=seed)
+        sampler = optuna.samplers.GridSampler({d.key: choices(d) for d in space}, seed=seed)
     elif name == "random":
         sampler = optuna.samplers.RandomSampler(seed=seed)
     else:
         sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True)
-    points = [{d.key: _encode(d, first[d.key]) for d in space if d.key in first}] if first else None
-    return OptunaSearch(_define_by_run(space), metric="score", mode=mode, sampler=sampler, points_to_evaluate=points)
+    points = [{d.key: encode(d, first[d.key]) for d in space if d.key in first}] if first else None
+    return OptunaSearch(define_by_run(space), metric="score", mode=mode, sampler=sampler, points_to_evaluate=points)
 
 
 def _foreign(name: str, space: Space, mode: str, folder: Path | None) -> Any:
@@ -164,7 +228,7 @@ def _foreign(name: str, space: Space, mode: str, folder: Path | None) -> Any:
 
     cls = names.load(name, {}, "searcher", folder) if ":" in name else SEARCH_ALG_IMPORT[name]()
     searcher = cls()
-    searcher.set_search_properties("score", mode, {d.key: _tune_domain(d) for d in space})
+    searcher.set_search_properties("score", mode, {d.key: tune_domain(d) for d in space})
     return searcher
 
 
@@ -180,61 +244,6 @@ def _scheduler(config: Any, epochs: int, mode: str, folder: Path | None) -> Any:
         made = names.load(config.name, {}, "scheduler", folder)()
     made.set_search_properties("score", mode)
     return made
-
-
-def _define_by_run(space: Space) -> Any:
-    """The space as a function of an Optuna trial; a condition is an `if`. (https://optuna.readthedocs.io, "Pythonic Search Space")"""
-
-    def define(trial: Any) -> None:
-        values: dict[str, Any] = {}
-        for domain in space:
-            if domain.active(values):
-                values[domain.key] = _value(domain, _suggest(trial, domain))
-
-    return define
-
-
-def _suggest(trial: Any, domain: Domain) -> Any:
-    key, args = domain.key, domain.args
-    if domain.kind == "choice":
-        return trial.suggest_categorical(key, _choices(domain))
-    if domain.kind in ("randint", "lograndint"):
-        return trial.suggest_int(key, args[0], args[1] - 1, log=domain.kind == "lograndint")
-    if domain.kind == "quniform":
-        return trial.suggest_float(key, args[0], args[1], step=args[2])
-    return trial.suggest_float(key, args[0], args[1], log=domain.kind == "loguniform")
-
-
-def _choices(domain: Domain) -> list[Any]:
-    """Optuna's choices are scalars: others go by their place in the list."""
-    return list(domain.args) if all(isinstance(a, SCALARS) for a in domain.args) else list(range(len(domain.args)))
-
-
-def _value(domain: Domain, raw: Any) -> Any:
-    return domain.args[raw] if domain.kind == "choice" and _choices(domain) != list(domain.args) else raw
-
-
-def _encode(domain: Domain, value: Any) -> Any:
-    return list(domain.args).index(value) if domain.kind == "choice" and _choices(domain) != list(domain.args) else value
-
-
-def _decode(suggested: Mapping[str, Any], space: Space) -> dict[str, Any]:
-    """Flat keys again (Tune nests by '/', which no key of ours has), in the space's order, numbers as Python's own."""
-    return {d.key: _plain(_value(d, suggested[d.key])) for d in space if d.key in suggested}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bool | str | list) or value is None:
-        return value
-    return int(value) if isinstance(value, int) or (hasattr(value, "dtype") and value.dtype.kind == "i") else float(value)
-
-
-def _tune_domain(domain: Domain) -> Any:
-    from ray import tune
-
-    if domain.kind == "choice":
-        return tune.choice(list(domain.args))
-    return getattr(tune, domain.kind)(*domain.args)
 
 
 def best_so_far(scores: list[float], mode: str) -> float:

@@ -1,15 +1,19 @@
-"""The driving loop: ask, start, event, ledger, verdict. Resuming is replaying the same calls."""
+"""The driving loop: ask, start, event, ledger, verdict. Resuming is making the recorded calls again, then going on."""
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, State
+from orchestrator.errors import Lost
+from orchestrator.events import EpochEnded, Event, RunEnded, RunResumed, RunStarted
+from orchestrator.execution.budget import Meter
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.search import best_so_far
+from orchestrator.experiment.config import BudgetConfig
 from orchestrator.training.trial import Job
 
 
@@ -17,8 +21,14 @@ class Asks(Protocol):
     """What suggests trials and judges them: execution.search."""
 
     def ask(self) -> tuple[Any, dict[str, Any]] | None: ...
+    def repeats(self, trial: Any, values: dict[str, Any]) -> bool: ...
+    def take(self, trial: Any, values: dict[str, Any]) -> None: ...
+    def learn(self, values: dict[str, Any], score: float) -> bool: ...
     def tell(self, trial: Any, epoch: int, score: float) -> bool: ...
     def end(self, trial: Any, failed: bool) -> None: ...
+
+
+Make = Callable[[Any, dict[str, Any], bool], tuple[Job, RunStarted]]
 
 
 @dataclass(frozen=True)
@@ -31,74 +41,115 @@ class Rules:
 
 
 def drive(
-    executor: Executor,
-    search: Asks,
-    make: Callable[[Any, dict[str, Any]], tuple[Job, RunStarted]],
-    append: Callable[[Sequence[Event]], None],
-    rules: Rules,
+    executor: Executor, judge: Judge, make: Make, append: Callable[[Sequence[Event]], None], under_way: Iterable[RunStarted] = ()
 ) -> None:
     """Run until the search has no further trial and every slot is free. Every event is appended before it has a consequence.
 
-    On an interrupt the runs under way are appended as interrupted, on an error of the executor as failed; it is raised again.
+    `under_way`: runs of a resumed launch, which go on first; `make(trial, values, resume)` gives a run's job. On an interrupt and on an
+    error of the executor the runs under way are appended as interrupted, and it is raised again.
     """
-    free, running = list(range(executor.slots)), {}
-    judge = Judge(search, rules)
+    free, running, waiting = list(range(executor.slots)), {}, deque(under_way)
+
+    def record(events: Sequence[Event]) -> None:
+        append(events)
+        for event in events:
+            judge.meter.see(event)
+
     try:
         while True:
-            while free and (asked := search.ask()) is not None:
-                job, started = make(*asked)
-                append([started])
-                running[free[0]] = started
+            while free and (begun := _next(waiting, judge, make)) is not None:
+                job, event = begun
+                record([event])
+                running[free[0]] = event
                 executor.start(free.pop(0), job)
             if not running:
                 return
-            judged = [(slot, judge(event)) for slot, event in executor.wait()]
-            append([event for _, event in judged])
-            for slot, event in judged:
-                if isinstance(event, EpochEnded):
-                    executor.verdict(slot, event.verdict == "continue")
+            judged = [(slot, judge.knows(event), judge(event)) for slot, event in executor.wait()]
+            record([event for _, known, event in judged if not known])
+            for slot, _, said in judged:
+                if isinstance(said, EpochEnded):
+                    executor.verdict(slot, said.verdict == "continue")
                 else:
                     del running[slot]
                     free.append(slot)
+            _raise_if_interrupted([event for _, _, event in judged])
     except BaseException as reason:
-        append([_cut_off(started, reason) for started in running.values()])
+        record([_cut_off(begun, reason) for begun in running.values()])
         raise
 
 
-def _cut_off(started: RunStarted, reason: BaseException) -> RunEnded:
+def _next(waiting: deque[RunStarted], judge: Judge, make: Make) -> tuple[Job, RunStarted | RunResumed] | None:
+    """The job of the next run, and the event of its beginning: first what was under way, then what the search asks for."""
+    if waiting:
+        before = waiting.popleft()
+        job, started = make(before.trial, before.values, True)
+        return job, RunResumed(before.trial, int(time.time() * 1000), started.env)
+    if judge.meter.full() is not None:
+        return None
+    asked = judge.search.ask()
+    return None if asked is None else make(*asked, False)
+
+
+def _raise_if_interrupted(events: Sequence[Event]) -> None:
+    """A run that ended without an end of its own ends the loop: it was asked to, or has no room for its checkpoint."""
+    for event in events:
+        if isinstance(event, RunEnded) and event.state == "interrupted":
+            raise Lost(event.error) if event.error else KeyboardInterrupt
+
+
+def _cut_off(begun: RunStarted | RunResumed, reason: BaseException) -> RunEnded:
     now = time.time()
-    state: State = "interrupted" if isinstance(reason, KeyboardInterrupt) else "failed"
-    error = " ".join(str(reason).split()) if state == "failed" else None
-    return RunEnded(started.trial, state, int(now * 1000), error=error, wall_s=now - started.at_ms / 1000)
+    error = None if isinstance(reason, KeyboardInterrupt) else " ".join(str(reason).split())
+    return RunEnded(begun.trial, "interrupted", int(now * 1000), error=error, wall_s=now - begun.at_ms / 1000)
 
 
 class Judge:
-    """The verdict on each event: a function of the events so far. An epoch that was judged before is told to go on."""
+    """The verdict on each event: a function of the events so far. An epoch that was judged before gets the same verdict again.
 
-    def __init__(self, search: Asks, rules: Rules) -> None:
-        self.search, self.rules = search, rules
+    `meter`: what was used of the budget.
+    """
+
+    def __init__(self, search: Asks, rules: Rules, meter: Meter | None = None) -> None:
+        self.search, self.rules, self.meter = search, rules, meter or Meter(BudgetConfig())
         self.scores: dict[Any, list[float]] = {}
+        self.verdicts: dict[Any, list[str]] = {}
         self.stopped: dict[Any, str] = {}
+
+    def knows(self, event: Event) -> bool:
+        """Whether it is an epoch that was judged before: a run that went on from an older checkpoint comes by it again."""
+        return isinstance(event, EpochEnded) and event.epoch <= len(self.verdicts.get(event.trial, []))
 
     def __call__(self, event: EpochEnded | RunEnded) -> EpochEnded | RunEnded:
         if isinstance(event, RunEnded):
+            if event.state == "interrupted":
+                return event  # it goes on one day: nothing to judge
             self.search.end(event.trial, failed=event.state == "failed")
             return replace(event, stopped_by=self.stopped.pop(event.trial, None) if event.state == "stopped" else None)
-        return replace(event, verdict=self._verdict(event))
+        if self.knows(event):
+            return replace(event, verdict=self.verdicts[event.trial][event.epoch - 1])
+        return self.note(replace(event, verdict=self._verdict(event)))
+
+    def note(self, event: EpochEnded) -> EpochEnded:
+        """Remember an epoch's verdict, in place of what was remembered of it, if anything."""
+        assert event.verdict is not None
+        verdicts = self.verdicts.setdefault(event.trial, [])
+        verdicts[event.epoch - 1 :] = [event.verdict]
+        self.stopped.pop(event.trial, None)
+        if event.verdict != "continue":
+            self.stopped[event.trial] = event.verdict
+        return event
 
     def _verdict(self, event: EpochEnded) -> str:
         scores = self.scores.setdefault(event.trial, [])
-        if event.epoch <= len(scores):
-            return "continue"
         scores.append(event.metrics[self.rules.metric])
         stop = self.search.tell(event.trial, event.epoch, best_so_far(scores, self.rules.mode))
         if event.last:
             return "continue"
         if stop:
-            self.stopped[event.trial] = "asha"
-        elif self.rules.patience is not None and plateau(scores, self.rules.mode) >= self.rules.patience:
-            self.stopped[event.trial] = "patience"
-        return self.stopped.get(event.trial, "continue")
+            return "asha"
+        if self.rules.patience is not None and plateau(scores, self.rules.mode) >= self.rules.patience:
+            return "patience"
+        return "continue" if self.meter.over() is None else "budget"
 
 
 def plateau(scores: list[float], mode: str) -> int:
@@ -106,19 +157,48 @@ def plateau(scores: list[float], mode: str) -> int:
     return len(scores) - 1 - scores.index(best_so_far(scores, mode))
 
 
-def replay(search: Asks, events: Iterable[Event], rules: Rules) -> list[str]:
-    """Make the recorded calls to a fresh search; where its answers differ from the recorded ones, in sentences (none: exact)."""
-    judge, differences = Judge(search, rules), []
+def under_way(events: Iterable[Event]) -> list[RunStarted]:
+    """The runs that had begun and not ended."""
+    open_runs: dict[Any, RunStarted] = {}
     for event in events:
         if isinstance(event, RunStarted):
-            asked = search.ask()
-            if asked != (event.trial, event.values):
-                differences.append(f"trial {event.trial}: the ledger has {event.values}, the search says {asked and asked[1]}")
-                return differences
-        elif not (isinstance(event, RunEnded) and event.state == "interrupted"):
-            judged = judge(event)
-            if judged != event:
-                said = getattr(judged, "verdict", None) or getattr(judged, "stopped_by", None)
-                recorded = getattr(event, "verdict", None) or getattr(event, "stopped_by", None)
-                differences.append(f"trial {event.trial}: the ledger has the verdict {recorded}, the search says {said}")
-    return differences
+            open_runs[event.trial] = event
+        elif isinstance(event, RunEnded) and event.state != "interrupted":
+            open_runs.pop(event.trial, None)
+    return list(open_runs.values())
+
+
+def replay(judge: Judge, events: Iterable[Event]) -> str | None:
+    """Make the recorded calls to a fresh search. Where an answer differs from the recorded one: a sentence, and the search is of no use."""
+    for event in events:
+        if isinstance(event, RunStarted):
+            if not judge.search.repeats(event.trial, event.values):
+                return f"it no longer suggests {event.values} for trial {event.trial}"
+        elif isinstance(event, EpochEnded):
+            said = judge(event)
+            if event.verdict == "budget":  # which no search knows of
+                judge.note(event)
+            elif said != event:
+                return f"its verdict on trial {event.trial} after epoch {event.epoch} is no longer {event.verdict}"
+        elif isinstance(event, RunEnded) and judge(event) != event:
+            return f"trial {event.trial} would no longer end as {event.state}"
+    return None
+
+
+def adopt(judge: Judge, events: Iterable[Event]) -> tuple[int, int]:
+    """Give a fresh search what another one did: (the trials that it learns from, those that ended with a score)."""
+    values: dict[Any, dict[str, Any]] = {}
+    learnt = ended = 0
+    for event in events:
+        if isinstance(event, RunStarted):
+            values[event.trial] = event.values
+            judge.search.take(event.trial, event.values)
+        elif isinstance(event, EpochEnded):
+            judge(event)
+            judge.note(event)
+        elif isinstance(event, RunEnded) and event.state != "interrupted":
+            judge(event)
+            if event.state != "failed" and judge.scores.get(event.trial):
+                ended += 1
+                learnt += judge.search.learn(values[event.trial], best_so_far(judge.scores[event.trial], judge.rules.mode))
+    return learnt, ended

@@ -6,9 +6,10 @@ own Config, handed to `read` in the catalog.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Mode = Literal["max", "min"]
@@ -67,6 +68,22 @@ class AugmentConfig(Section):
     cutout: float = Field(0.0, ge=0, lt=1, description="blanks a square of this share of the shorter side; 0: off")
 
 
+class CheckpointConfig(Section):
+    """How often a run's whole state is kept, inside epochs too: one of these keys; none: at epochs' ends, seconds apart."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra={"maxProperties": 1})
+
+    minutes: PositiveFloat | None = Field(None, description="after so many minutes, in the middle of an epoch too")
+    steps: PositiveInt | None = Field(None, description="after each so many optimizer steps")
+    epochs: PositiveInt | None = Field(None, description="at the end of each so many epochs")
+
+    @model_validator(mode="after")
+    def _one(self) -> CheckpointConfig:
+        if sum(value is not None for value in (self.minutes, self.steps, self.epochs)) > 1:
+            raise ValueError("give one of minutes, steps and epochs, such as {minutes: 10}")
+        return self
+
+
 class TrainingConfig(Section):
     """How a run trains. `batch_size` is the global batch, whatever the number of workers; `accumulate` splits it into pieces."""
 
@@ -79,6 +96,9 @@ class TrainingConfig(Section):
     accumulate: PositiveInt = Field(1, description="pieces in which a worker works through its rows of a batch, to save memory")
     patience: PositiveInt | None = Field(None, description="stop after so many epochs without a better value of the metric")
     augment: AugmentConfig = Field(AugmentConfig(), description="random changes of the training images")
+    checkpoint_every: CheckpointConfig = Field(
+        CheckpointConfig(), description="how often its whole state is kept: {minutes: 10}, {steps: N} or {epochs: N}"
+    )
     executor: Literal["auto", "inline", "pool", "ddp"] = Field("auto", description="where `train` runs; auto: the plan decides")
     streaming: Literal["auto", "always", "never"] = Field(
         "auto", description="always: read rows from disk while training; never: hold them in memory; auto: hold them where they fit"
@@ -92,6 +112,7 @@ class ScalingConfig(Section):
     cpus_per_worker: PositiveFloat | None = Field(None, description="default: 1 in a sweep, all that there are in a run of its own")
     gpus_per_worker: float | None = Field(None, ge=0, description="default: 1 where there are GPUs; 0.25: four trials share one")
     accelerator: str | None = Field(None, description="an accelerator type as Ray names it")
+    timeout_s: PositiveFloat = Field(600.0, description="seconds after which a worker that doesn't answer the others is ended")
 
 
 class SchedulerConfig(Section):
@@ -142,6 +163,38 @@ class StorageConfig(Section):
     path: str | None = Field(None, description="a folder or any URI of pyarrow.fs; default: .orchestrator/checkpoints")
 
 
+class NotifyConfig(Section):
+    """Who is told how a launch goes, by a signed HTTP POST. Off unless there is a URL, here or in ORCHESTRATOR_NOTIFY_URL."""
+
+    url: str | None = Field(
+        None,
+        description="where to; one with a secret in it belongs into ORCHESTRATOR_NOTIFY_URL. Signed with ORCHESTRATOR_NOTIFY_SECRET",
+    )
+    on: tuple[Literal["finished", "failed", "best", "stalled"], ...] = Field(
+        ("finished", "failed"), description="best: each better value of the metric; stalled: nothing happens for stall_minutes"
+    )
+    stall_minutes: PositiveFloat = Field(30.0, description="minutes without an epoch, a start or an end of a run")
+
+    @field_validator("url")
+    @classmethod
+    def _open(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#@\s]*)?", value):
+            raise ValueError(
+                "it must be http(s)://HOST/PATH, without user, query or fragment, since this file is recorded: "
+                "another one belongs into the environment, ORCHESTRATOR_NOTIFY_URL"
+            )
+        return value
+
+
+class BudgetConfig(Section):
+    """What a launch may use in all, over retries and resumes. When it is used up runs under way end with their epoch, and none begins."""
+
+    gpu_hours: PositiveFloat | None = Field(None, description="hours of GPUs held by runs")
+    cpu_hours: PositiveFloat | None = Field(None, description="hours of CPUs held by runs")
+    wall_s: PositiveFloat | None = Field(None, description="seconds that its commands take")
+    trials: PositiveInt | None = Field(None, description="runs that begin")
+
+
 class Experiment(Section):
     """A whole experiment, resolved: every default filled in, every name known."""
 
@@ -154,6 +207,8 @@ class Experiment(Section):
     sweep: SweepConfig = SweepConfig()
     registry: RegistryConfig = RegistryConfig()
     storage: StorageConfig = StorageConfig()
+    budget: BudgetConfig = BudgetConfig()
+    notify: NotifyConfig = NotifyConfig()
     metric: str = Field("", exclude=True)  # sweep.metric, or the family's own
     mode: Mode = Field("max", exclude=True)
 
@@ -175,7 +230,11 @@ class Experiment(Section):
 
 
 TRAINED = ("data", "model", "optimizer", "training", "scaling")
-OFF = {"model.freeze": [], **{f"training.augment.{key}": field.default for key, field in AugmentConfig.model_fields.items()}}
+OFF = {
+    "model.freeze": [],
+    "scaling.timeout_s": ScalingConfig.model_fields["timeout_s"].default,
+    **{f"training.augment.{key}": field.default for key, field in AugmentConfig.model_fields.items()},
+}
 
 
 def parameters(plain: dict[str, Any]) -> dict[str, Any]:

@@ -96,11 +96,16 @@ def make_plan(
         precision_why=precision_why,
         steps_per_epoch=steps,
         fits_in_memory=fits,
-        disk_bytes=parameters * 4 * 4 * trials,  # weights, the best weights, two moments
+        disk_bytes=_disk(parameters, experiment.scaling.workers, epochs) * (2 * trials + slots),  # two of each, one more while it writes
         accelerator=experiment.scaling.accelerator,
         notes=tuple(notes),
         streamed=streamed,
     )
+
+
+def _disk(parameters: int, workers: int, epochs: int) -> int:
+    """The bytes of a checkpoint, at most: weights, the best weights and two moments in float32, random generators, names, history."""
+    return parameters * 4 * 4 + 24_000 * workers + 48_000 + 512 * epochs
 
 
 def epochs_of(experiment: Experiment, train_rows: int) -> int:

@@ -21,7 +21,7 @@ from orchestrator.experiment.space import Space, in_order, parse
 from orchestrator.experiment.space_check import SpaceCheck
 from orchestrator.experiment.values import adapter, conversions, jsonable, sentence
 
-CREDENTIALS = re.compile(r"://[^/\s@]+:[^/\s@]+@|(?i:secret|password|access_key|token)=")
+CREDENTIALS = re.compile(r"://[^/\s@]+:[^/\s@]+@|(?i:secret|secret_key|password|access_key|token)=")
 
 
 def read(path: Path, overrides: Iterable[str], catalog: Catalog) -> Experiment:
@@ -68,7 +68,7 @@ class _Reader:
         parts = {"data": self._data(tree), "model": self._model(tree), "optimizer": self._optimizer(tree)}
         facts = self._facts
         fields: dict[str, Any] = {k: v for k, v in parts.items() if v is not None}
-        for name in ("training", "scaling", "sweep", "registry", "storage"):
+        for name in ("training", "scaling", "sweep", "registry", "storage", "budget", "notify"):
             section = self._section(name, tree.get(name), Experiment.model_fields[name].annotation)
             if section is not None:
                 fields[name] = section

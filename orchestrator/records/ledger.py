@@ -19,8 +19,8 @@ from typing import Any
 
 import filelock
 
-from orchestrator.errors import Failed, Refused
-from orchestrator.events import Event, TrialResult, from_plain, summarise, to_plain
+from orchestrator.errors import Lost, Refused
+from orchestrator.events import KINDS, Event, TrialResult, from_plain, summarise, to_plain
 
 _TABLES = """
 create table if not exists launches (id text primary key, command text, experiment text, data text, at_ms integer);
@@ -55,7 +55,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that happened. kinds: launched; started, epoch, ended (events); kept (a bundle and its test scores); closed."""
+    """One thing that happened. kinds: launched, reopened; the events' own (events.KINDS); kept (a bundle and its test scores); closed."""
 
     seq: int
     launch: str
@@ -101,8 +101,14 @@ class Ledger:
             )
             _insert(db, launch.id, None, "launched", {}, launch.at_ms)
 
+    def reopen(self, launch: Launch, at_ms: int) -> None:
+        """A launch goes on, with what its experiment file says now."""
+        with self._transaction() as db:
+            db.execute("update launches set data = ? where id = ?", (json.dumps(asdict(launch)), launch.id))
+            _insert(db, launch.id, None, "reopened", {}, at_ms)
+
     def append(self, launch: str, events: Sequence[Event]) -> None:
-        """Append events in one transaction; when this returns they are on disk. A run ends once: a second end is left out."""
+        """Append events in one transaction; when this returns they are on disk. A run ends once, and once more if it was resumed."""
         with self._transaction() as db:
             for event in events:
                 kind, data = to_plain(event)
@@ -142,7 +148,17 @@ class Ledger:
 
     def events(self, launch: str) -> list[Event]:
         """The events of a launch, in the order in which they were judged."""
-        return [from_plain(e.kind, e.data) for e in self.entries(launch, limit=10_000_000) if e.kind in ("started", "epoch", "ended")]
+        return [from_plain(e.kind, e.data) for e in self.entries(launch, limit=10_000_000) if e.kind in KINDS]
+
+    def wall_s(self, launch: str) -> float:
+        """Seconds that the commands of a launch took: of each, from its beginning to its last entry."""
+        total, began = 0, None
+        last = 0
+        for kind, at_ms in self._db.execute("select kind, at_ms from entries where launch = ? order by seq", (launch,)):
+            if kind in ("launched", "reopened"):
+                total, began = total + (0 if began is None else last - began), at_ms
+            last = at_ms
+        return max(0, total + (0 if began is None else last - began)) / 1000
 
     def results(self, launch: str, destination: str) -> list[TrialResult]:
         """Each run of a launch as commands print it, in the order of the trials' numbers."""
@@ -156,6 +172,23 @@ class Ledger:
             sweep = launch if about.command == "sweep" else None
             found.append(TrialResult(**{**result.__dict__, "run_id": ids.get(trial), "sweep": sweep}))
         return found
+
+    def remove(self, launch: str, trial: int | None) -> None:
+        """A run is removed for good: no `sync` makes it again. Its events stay, as the memory of the search."""
+        with self._transaction() as db:
+            at_ms = db.execute("select max(at_ms) from entries where launch = ?", (launch,)).fetchone()[0]  # nothing of its time is used
+            _insert(db, launch, trial, "removed", {}, at_ms)
+
+    def removed(self, launch: str) -> set[int | None]:
+        """The runs of a launch that were removed for good."""
+        rows = self._db.execute("select distinct trial from entries where launch = ? and kind = 'removed'", (launch,))
+        return {row[0] for row in rows}
+
+    def forget(self, launch: str) -> None:
+        """Forget a launch, all of whose runs were removed for good."""
+        with self._transaction() as db:
+            for table, column in {"launches": "id", "entries": "launch", "identities": "launch", "sent": "launch"}.items():
+                db.execute(f"delete from {table} where {column} = ?", (launch,))
 
     # what MLflow has ---------------------------------------------------------------------------------------------------------
 
@@ -221,16 +254,16 @@ class _Transaction:
         try:
             self.db.execute("begin immediate")
         except sqlite3.Error as error:
-            raise Failed(f"can't write '{self.path}': {error}") from None
+            raise Lost(f"can't write '{self.path}': {error}") from None
         return self.db
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         try:
             self.db.execute("commit" if error is None else "rollback")
         except sqlite3.Error as failure:
-            raise Failed(f"can't write '{self.path}': {failure}; nothing of this step was recorded") from None
+            raise Lost(f"can't write '{self.path}': {failure}; nothing of this step was recorded") from None
         if isinstance(error, sqlite3.Error):
-            raise Failed(f"can't write '{self.path}': {error}; nothing of this step was recorded") from None
+            raise Lost(f"can't write '{self.path}': {error}; nothing of this step was recorded") from None
 
 
 def _insert(db: sqlite3.Connection, launch: str, trial: int | None, kind: str, data: dict[str, Any], at_ms: int) -> None:
@@ -239,8 +272,9 @@ def _insert(db: sqlite3.Connection, launch: str, trial: int | None, kind: str, d
 
 
 def _has_ended(db: sqlite3.Connection, launch: str, trial: int | None) -> bool:
-    found = db.execute("select 1 from entries where launch = ? and trial is ? and kind = 'ended' limit 1", (launch, trial)).fetchone()
-    return found is not None
+    last = "select kind from entries where launch = ? and trial is ? and kind in ('ended', 'resumed') order by seq desc limit 1"
+    found = db.execute(last, (launch, trial)).fetchone()
+    return found is not None and found[0] == "ended"
 
 
 def by_run(entries: Iterable[Entry]) -> dict[tuple[str, int | None], list[Entry]]:

@@ -1,34 +1,34 @@
-"""The whole state of a run <-> one file at a URI: atomic, checksummed, no pickle.
+"""The whole states of a run at a URI: the newest two, each a file of its own; atomic, checksummed, written off the training thread.
 
-A checkpoint is one safetensors file: every tensor of a nested state by its path, everything else as JSON in the header, beside the
-xxh3 of both. It is written beside and renamed, off the training thread, from a copy in buffers that are used again. Written and read
-tensor by tensor (https://huggingface.co/docs/safetensors: a length, a header, the tensors end to end): large tables have no room twice.
+A state holds all that a run is, its best weights among it. Each save is a new generation, `checkpoint-<n>.safetensors`; an older one goes
+when two newer are whole. So a file that is damaged or missing costs the steps since the one before it, and nothing else.
 """
 
 from __future__ import annotations
 
-import io
-import json
-import os
+import re
 import threading
-from collections.abc import Iterable, Mapping
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.fs
 import torch
-import xxhash
 from torch import Tensor
 
-FORMAT = 1
-NAME = "checkpoint.safetensors"
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-LARGEST_HEADER = 100_000_000  # bytes, as in safetensors: a damaged length must not be believed
+from orchestrator.errors import Note
+from orchestrator.training.state_file import CheckpointError, Damaged, flatten, from_file, pieces, unflatten
+from orchestrator.training.storage import delete, names, open_file, read_file, write_file
+
+__all__ = [
+    "CheckpointError", "Damaged", "Found", "Writer", "folder_of", "load", "name_of", "newest", "probe", "read", "read_file", "run_key",
+    "write_file",
+]  # fmt: skip
+
+KEPT = 2
+NONE_LEFT = ", and there is no other one: the run starts at its beginning"
+NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
+LEFT_OVER = re.compile(r"\.checkpoint-\d+\.safetensors\.\d+")  # of a process that was killed while it wrote
 
 
 def folder_of(base: str | None, home: Path, launch: str, trial: int | None) -> str:
@@ -36,7 +36,8 @@ def folder_of(base: str | None, home: Path, launch: str, trial: int | None) -> s
     where = base or str(home / "checkpoints")
     if "://" not in where:
         where = str(Path(where).expanduser().resolve())
-    return f"{where.rstrip('/')}/{run_key(launch, trial)}"
+    place, mark, query = where.partition("?") if "://" in where else (where, "", "")  # s3://bucket/path?endpoint_override=...
+    return f"{place.rstrip('/')}/{run_key(launch, trial)}{mark}{query}"
 
 
 def run_key(launch: str, trial: int | None) -> str:
@@ -44,134 +45,9 @@ def run_key(launch: str, trial: int | None) -> str:
     return launch if trial is None else f"{launch}-{trial}"
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that can't be read or written; the message names the file."""
-
-
-def flatten(state: Any, path: str = "", tensors: dict[str, Tensor] | None = None) -> tuple[Any, dict[str, Tensor]]:
-    """A nested state -> (JSON-ready data with tensors replaced by their paths, the tensors by path)."""
-    tensors = {} if tensors is None else tensors
-    if isinstance(state, Tensor):
-        tensors[path] = state
-        return {"$tensor": path}, tensors
-    if isinstance(state, Mapping):
-        return {"$items": [[key, flatten(value, f"{path}/{key}", tensors)[0]] for key, value in state.items()]}, tensors
-    if isinstance(state, list | tuple):
-        return [flatten(value, f"{path}/{place}", tensors)[0] for place, value in enumerate(state)], tensors
-    return state, tensors
-
-
-def unflatten(data: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The nested state of what `flatten` gave."""
-    if isinstance(data, dict):
-        if "$tensor" in data:
-            return tensors[data["$tensor"]]
-        return {key: unflatten(value, tensors) for key, value in data["$items"]}
-    return [unflatten(value, tensors) for value in data] if isinstance(data, list) else data
-
-
-def pieces(state: Any) -> list[Any]:
-    """A nested state as one safetensors file, in buffers to be written one after the other; the tensors' are their own memory."""
-    data, tensors = flatten(state)
-    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # each lies at a multiple of its item's size
-    names_of = {dtype: name for name, dtype in DTYPES.items()}
-    described: dict[str, Any] = {
-        "__metadata__": {"orchestrator": json.dumps({"format": FORMAT, "state": data, "checksum": _checksum(data, tensors)})}
-    }
-    end = 0
-    for name in order:
-        start, end = end, end + tensors[name].nbytes
-        described[name] = {"dtype": names_of[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [start, end]}
-    header = json.dumps(described).encode()
-    header += b" " * (-len(header) % 8)
-    return [len(header).to_bytes(8, "little"), header, *(_memory(tensors[name]) for name in order)]
-
-
-def to_bytes(state: Any) -> bytes:
-    """A nested state as one safetensors file."""
-    return b"".join(pieces(state))
-
-
-def from_bytes(content: bytes, name: str) -> Any:
-    """The nested state of a file's content; raises CheckpointError if it is damaged."""
-    return from_file(io.BytesIO(content), name)
-
-
-def from_file(opened: Any, name: str) -> Any:
-    """The nested state of an open file; raises CheckpointError if it is damaged."""
-    try:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > LARGEST_HEADER:
-            raise ValueError("its header has no length")
-        described = json.loads(opened.read(length))
-        header = json.loads(described.pop("__metadata__")["orchestrator"])
-        data, checksum = header["state"], header["checksum"]
-        tensors = _tensors(opened, described)
-    except Exception as error:  # whatever a damaged header leads to
-        raise CheckpointError(f"checkpoint '{name}' is damaged: {error}") from None
-    if _checksum(data, tensors) != checksum:
-        raise CheckpointError(f"checkpoint '{name}' is damaged: its checksum is another one")
-    return unflatten(data, tensors)
-
-
-def _tensors(opened: Any, described: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Each tensor in memory of its own, read in the order in which they lie."""
-    tensors, end = {}, 0
-    for name, about in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
-        start, stop = about["data_offsets"]
-        if start != end:
-            raise ValueError(f"'{name}' doesn't begin where the one before ends")
-        cells, end = torch.empty(stop - start, dtype=torch.uint8), stop
-        space = cells.numpy().data
-        while space and (read := opened.readinto(space)):
-            space = space[read:]
-        if space:
-            raise ValueError("it is cut off")
-        tensors[name] = cells.view(DTYPES[about["dtype"]]).reshape(about["shape"])
-    if opened.read(1):
-        raise ValueError("it is too long")
-    return tensors
-
-
-def _memory(tensor: Tensor) -> Any:
-    """The bytes of a contiguous tensor, not copied."""
-    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
-
-
-def _checksum(data: Any, tensors: Mapping[str, Tensor]) -> str:
-    digest = xxhash.xxh3_64(json.dumps(data).encode())
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(_memory(tensors[name]))
-    return digest.hexdigest()
-
-
-def write_file(uri: str, name: str, content: bytes | Iterable[Any]) -> None:
-    """`content` (bytes, or buffers of them) at uri/name, whole or not at all. Raises CheckpointError (disk full, no permission ...)."""
-    buffers: Iterable[Any] = [content] if isinstance(content, bytes) else content
-    try:
-        if "://" in uri and not uri.startswith("file://"):
-            filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-            filesystem.create_dir(path, recursive=True)
-            with filesystem.open_output_stream(f"{path}/{name}") as out:  # object stores: one PUT, seen when it is whole
-                for buffer in buffers:
-                    out.write(buffer)
-            return
-        folder = Path(uri.removeprefix("file://"))
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f".{name}.{os.getpid()}"
-        try:
-            with beside.open("wb") as opened:
-                opened.writelines(buffers)
-                opened.flush()
-                os.fsync(opened.fileno())
-            beside.rename(folder / name)
-        finally:
-            beside.unlink(missing_ok=True)
-    except (OSError, pa.ArrowException, ValueError) as error:
-        said = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise CheckpointError(f"can't write '{uri}/{name}': {said}") from None
+def name_of(number: int) -> str:
+    """The file of a generation, from 1."""
+    return f"checkpoint-{number}.safetensors"
 
 
 def probe(base: str) -> None:
@@ -179,40 +55,64 @@ def probe(base: str) -> None:
     write_file(base if "://" in base else str(Path(base).expanduser()), ".probe", b"")
 
 
-def read_file(uri: str, name: str) -> bytes | None:
-    """The content of uri/name, or None if there is none."""
-    opened = _open(uri, name)
-    if opened is None:
-        return None
-    with opened:
-        return bytes(opened.read())
+@dataclass(frozen=True)
+class Found:
+    """The newest good state at a URI and its generation; (None, 0) if there is none. `notes`: what was wrong, a sentence each."""
+
+    state: Any | None = None
+    number: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def newest(uri: str) -> Found:
+    """The newest state that is whole. Raises CheckpointError if what there is can't be told now."""
+    numbers = _numbers(names(uri))
+    wrong = []
+    for number in numbers:
+        try:
+            state = read(uri, number)
+        except Damaged as error:
+            wrong.append(str(error))
+            continue
+        if len(numbers) < KEPT and number > 1:
+            wrong.append(f"one of the two checkpoints in '{uri}' is missing")
+        return Found(state, number, tuple(f"{each}: '{name_of(number)}' is used" for each in wrong))
+    return Found(notes=tuple(f"{each}{NONE_LEFT}" for each in wrong[:1]))
 
 
 def load(uri: str) -> Any | None:
-    """The state of the checkpoint at a URI, or None if there is none; raises CheckpointError if it is damaged."""
-    opened = _open(uri, NAME)
+    """The newest good state at a URI, or None if there is none. Warns (Note) of a damaged one; raises CheckpointError if all are."""
+    found = newest(uri)
+    if found.state is None and found.notes:
+        raise CheckpointError(found.notes[0].removesuffix(NONE_LEFT))
+    for note in found.notes:
+        warnings.warn(note, Note, stacklevel=2)
+    return found.state
+
+
+def read(uri: str, number: int) -> Any:
+    """The state of one generation. Raises Damaged, or CheckpointError if it can't be read now."""
+    name = name_of(number)
+    opened = open_file(uri, name)
     if opened is None:
-        return None
+        raise Damaged(f"checkpoint '{uri}/{name}' is missing")
     with opened:
-        return from_file(opened, f"{uri}/{NAME}")
+        return from_file(opened, f"{uri}/{name}")
 
 
-def _open(uri: str, name: str) -> Any | None:
-    """A file at a URI, open for reading, or None if there is none."""
-    try:
-        if "://" in uri and not uri.startswith("file://"):
-            filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
-            return filesystem.open_input_file(f"{path}/{name}")
-        return (Path(uri.removeprefix("file://")) / name).open("rb")
-    except FileNotFoundError:
-        return None
+def _numbers(there: list[str]) -> list[int]:
+    """The generations among the names of files, the newest first."""
+    return sorted((int(found[1]) for found in map(NAME.fullmatch, there) if found), reverse=True)
 
 
 class Writer:
-    """Writes checkpoints to a URI in a thread: `save` blocks for the copy only, and for the one before if that isn't written yet."""
+    """Writes generations to a URI in a thread: `save` blocks for the copy only, and for the one before if that isn't written yet.
 
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
+    `number` is the generation that the run goes on from: what is newer was damaged, and is written anew.
+    """
+
+    def __init__(self, uri: str, number: int = 0) -> None:
+        self.uri, self.number = uri, number
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
@@ -242,10 +142,24 @@ class Writer:
     def _start(self, copied: Any) -> None:
         def work() -> None:
             try:
-                write_file(self.uri, NAME, pieces(copied))
+                write_file(self.uri, name_of(self.number + 1), pieces(copied))
+                self.number += 1
+                self._prune()
             except Exception as error:  # said by the next save: a thread's own exception is seen by nobody
                 known = isinstance(error, CheckpointError)
-                self._error = error if known else CheckpointError(f"can't write '{self.uri}/{NAME}': {error}")  # type: ignore[assignment]
+                says = f"can't write '{self.uri}/{name_of(self.number + 1)}': {error}"
+                self._error = error if known else CheckpointError(says)  # type: ignore[assignment]
 
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()
+
+    def _prune(self) -> None:
+        """Delete all but this generation and the one before. What can't be listed or deleted is left."""
+        try:
+            there = names(self.uri)
+        except CheckpointError:
+            return
+        kept = {name_of(self.number - place) for place in range(KEPT)}
+        for name in there:
+            if name not in kept and (NAME.fullmatch(name) or LEFT_OVER.fullmatch(name)):
+                delete(self.uri, name)

@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.family import Family
 from orchestrator.training import optim, row_wise
+from orchestrator.training.distribute import LAID_OUT_AFTER, distribute
 from orchestrator.training.evaluation import Evaluation, autocast
 from orchestrator.training.transfer import freeze
 from pipelines.batches import Batch, Part, Shuffled, Step
@@ -47,6 +48,19 @@ class Settings:
     freeze: tuple[str, ...] = ()
 
 
+@dataclass
+class Sums:
+    """Of the epoch under way, on one rank: its rows' losses, how many they were, and for how long."""
+
+    loss: Tensor  # [] float32, on the device
+    rows: int = 0
+    seconds: float = 0.0
+
+
+def _nothing() -> None:
+    pass
+
+
 class Training:
     """A network in training: `run_epoch` until `finished`, and everything that must be saved to go on elsewhere."""
 
@@ -68,7 +82,7 @@ class Training:
         if family.channels_last:
             self.family = self.family.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.tables = row_wise.tables_of(family)
-        self.net = self._distribute()
+        self.net = distribute(self.family, settings.world_size, self.device, settings.accumulate)
         kind, config = optimizer
         self.optimizer = optim.build(kind, config, family)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -78,26 +92,39 @@ class Training:
         self.schedule = optim.Schedule(config.schedule, self.total_steps, config.warmup)
         self.scaler = torch.amp.GradScaler(self.device.type) if settings.precision == "fp16" else None
         self.evaluation = Evaluation(family, encoder, settings.precision)
-        self.epoch, self.step = 0, 0
+        self.epoch, self.step = 0, 0  # epochs and steps that are done
+        self.sums = Sums(torch.zeros((), device=self.device))
 
     @property
     def finished(self) -> bool:
         return self.step >= self.total_steps
 
-    def run_epoch(self) -> dict[str, float]:
-        """Train one epoch and validate. Raises Diverged if the loss is no number, RuntimeError if rows were missed."""
-        began = time.perf_counter()
-        self.epoch += 1
+    def run_epoch(self, between: Callable[[], None] = _nothing) -> dict[str, float]:
+        """Train one epoch, or what is left of it, and validate. Raises Diverged if the loss is no number, RuntimeError if rows were missed.
+
+        `between` is called before each step: what it raises leaves the epoch there, to be gone on with.
+        """
+        began = time.perf_counter() - self.sums.seconds
+        self._to_train()
+        for step in self.train.epoch(self.epoch + 1, self.step - self.epoch * self.train.steps):
+            self.sums.seconds = time.perf_counter() - began
+            between()
+            self.sums.loss += self._step(step)
+            self.sums.rows += step.rows
+            if self.finished:
+                break
+        return self._ended(began)
+
+    def _to_train(self) -> None:
         self.family.train()
         for module in self.frozen:
             module.eval()
-        loss, rows = torch.zeros((), device=self.device), 0
-        for step in self.train.epoch(self.epoch):
-            loss += self._step(step)
-            rows += step.rows
-            if self.finished:
-                break
-        train_loss, seen = self._over_ranks(loss, rows)
+
+    def _ended(self, began: float) -> dict[str, float]:
+        """The metrics of an epoch whose steps are done."""
+        self.epoch += 1
+        train_loss, seen = self._over_ranks(self.sums)
+        self.sums = Sums(torch.zeros((), device=self.device))
         seconds = time.perf_counter() - began
         self._check(train_loss, seen)
         metrics = {"train_loss": train_loss, **self.evaluate(self.validation, "val")}
@@ -155,24 +182,9 @@ class Training:
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _distribute(self) -> nn.Module:
-        if self.settings.world_size == 1:
-            return self.family
-        ignored = row_wise.names_of(self.family)  # see `row_wise.exchange`
-        if all(name in ignored for name, parameter in self.family.named_parameters() if parameter.requires_grad):
-            return self.family
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.family, ignored)
-        return DistributedDataParallel(
-            self.family,
-            device_ids=[self.device.index] if self.device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-            static_graph=self.settings.accumulate == 1,
-            forward_sync_buffers=False,  # statistics are each rank's own until the epoch ends; see `evaluate`
-        )
-
-    def _over_ranks(self, loss: Tensor, rows: int) -> tuple[float, int]:
+    def _over_ranks(self, sums: Sums) -> tuple[float, int]:
         """The mean loss over the rows of all ranks, and how many they were."""
-        both = torch.tensor([float(loss), float(rows)], dtype=torch.float64, device=self.device)
+        both = torch.tensor([float(sums.loss), float(sums.rows)], dtype=torch.float64, device=self.device)
         if self.settings.world_size > 1:
             dist.all_reduce(both)
         total, seen = both.tolist()
@@ -187,7 +199,8 @@ class Training:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer, scaler, and where it stands: with the seeds' state all that a run is."""
-        state = {"model": self.family.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch, "step": self.step}
+        state: dict[str, Any] = {"model": self.family.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"epoch": self.epoch, "step": self.step, "seconds": self.sums.seconds}
         return state | ({"scaler": self.scaler.state_dict()} if self.scaler is not None else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -200,4 +213,33 @@ class Training:
                     moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if self.scaler is not None and "scaler" in state:
             self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.step = state["epoch"], state["step"]
+        self.epoch, self.step, self.sums.seconds = state["epoch"], state["step"], state["seconds"]
+
+    def lay_out(self) -> None:
+        """Let DistributedDataParallel lay out its buckets as it has done by this step; draws random numbers, changes nothing else.
+
+        Where a gradient lies says in which order more than two ranks add it: a run that goes on must not begin with the first layout again.
+        """
+        if self.finished or not isinstance(self.net, DistributedDataParallel):
+            return
+        self._to_train()
+        before = {name: buffer.clone() for name, buffer in self.family.named_buffers()}
+        for _ in range(min(self.step, LAID_OUT_AFTER)):
+            self._backward(next(self.train.epoch(self.epoch + 1)).pieces[-1], 1.0)
+            self.optimizer.zero_grad(set_to_none=True)
+        for name, buffer in self.family.named_buffers():
+            buffer.copy_(before[name])
+
+    def own_state(self) -> dict[str, Any]:
+        """What this rank alone knows in the middle of an epoch: its sums, its running statistics (rank 0's are in `state_dict`)."""
+        state: dict[str, Any] = {"loss": float(self.sums.loss), "rows": self.sums.rows}
+        if self.settings.rank == 0 or self.step == self.epoch * self.train.steps:
+            return state
+        kept = self.family.state_dict()
+        return state | {"buffers": {name: kept[name].cpu() for name, _ in self.family.named_buffers() if name in kept}}
+
+    def load_own_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `own_state` gave on this rank."""
+        self.sums.loss.fill_(state["loss"])
+        self.sums.rows = state["rows"]
+        self.family.load_state_dict(state.get("buffers", {}), strict=False)

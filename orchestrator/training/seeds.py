@@ -16,6 +16,11 @@ def set_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def mixed(*parts: int) -> int:
+    """One seed of several numbers: another one where any of them differs."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
 def save() -> dict[str, Any]:
     """The state of all of them: tensors and plain data."""
     version, words, gauss = random.getstate()

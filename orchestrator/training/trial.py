@@ -1,16 +1,15 @@
 """One trial on one rank, from a job to its last event: what every executor drives.
 
 `run` is a generator: it yields an EpochEnded, waits for the driver's verdict, and ends with a RunEnded. Errors of a trial are its
-result, not the executor's.
+result, not the executor's; only that another rank is lost is raised, for the executor to begin again from the checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import sys
 import time
-import traceback
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,22 @@ import torch.distributed as dist
 from models import FAMILIES
 from models.family import Family
 from orchestrator import names
-from orchestrator.events import EpochEnded, RunEnded, better
+from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.experiment.config import Experiment
 from orchestrator.training import checkpoint, seeds, transfer
+from orchestrator.training.arrival import arrive
 from orchestrator.training.augment import augmenting
+from orchestrator.training.failure import PeerLost as PeerLost
+from orchestrator.training.failure import is_of_a_peer, keep_trace, one_line
+from orchestrator.training.kept import Kept, newest_for_all
 from orchestrator.training.loop import Diverged, Settings, Training
 from orchestrator.training.memory import keep_freed_memory
 from orchestrator.training.optim import OPTIMIZERS
+from orchestrator.training.pauses import Pauses, never
 from orchestrator.training.transfer import Origin
 from pipelines import batches, stream
 from pipelines.prepare import Prepared
 from pipelines.schema import Schema
-
-CHECKPOINT_EVERY_S = 5.0  # between whole states; the best weights are kept in memory meanwhile, and written at the end in any case
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Job:
     resume: bool = False
     streamed: bool = False  # rows are read from disk while it trains
     origin: Origin | None = None
+    logs: str | None = None  # the folder of what its ranks print
+    code: bytes | None = None  # the user's own modules, packed, for a machine without `folder`
 
 
 @dataclass(frozen=True)
@@ -69,21 +73,29 @@ class Place:
 Steps = Generator[EpochEnded | RunEnded, bool, None]
 
 
-def run(job: Job, place: Place | None = None) -> Steps:
-    """The trial's events; send False to stop it after an epoch. Each rank yields the same events."""
+class _Stopped(Exception):
+    """The trial was asked to stop, and its checkpoint is written."""
+
+
+def run(job: Job, place: Place | None = None, stop: Callable[[], bool] = never) -> Steps:
+    """The trial's events; send False to stop it after an epoch. Each rank yields the same events. Raises PeerLost.
+
+    `stop` is asked between steps, rank 0's for all: the trial then ends as interrupted, with a checkpoint that goes on exactly there.
+    A resumed trial says its last epoch again first, since it may have been trained and not recorded.
+    """
     place = place or Place()
     began = time.time()
     nodes: tuple[str, ...] = (place.node,)
     trial: _Trial | None = None
-    state, error, trace, alone = "finished", None, None, False
+    end: dict[str, Any] = {"state": "finished"}
     try:
+        job = arrive(job)
         nodes = _nodes(place)
-        trial = _Trial(job, place)
-        while not trial.training.finished:  # a run may be resumed after its last epoch
-            event = trial.epoch()
+        trial = _Trial(job, place, stop)
+        for event in trial.epochs():
             go_on = yield event
             if event.last or not go_on:
-                state = "finished" if event.last else "stopped"
+                end = {"state": "finished" if event.last else "stopped"}
                 break
         trial.close()
     except GeneratorExit:
@@ -92,13 +104,29 @@ def run(job: Job, place: Place | None = None) -> Steps:
                 trial.close()
         raise
     except Exception as failure:  # whatever a trial raises is its result
-        state, error = "failed", one_line(failure, Path(job.folder))
-        trace = _keep_trace(job, failure)
-        alone = place.world_size > 1 and not isinstance(failure, Diverged)  # which is judged by sums that all ranks have
+        end = _end_of(failure, job, place, trial)
     finally:
         if place.device != "cpu":
             torch.cuda.empty_cache()
-    yield RunEnded(job.trial, state, _now_ms(), None, error, trace, time.time() - began, nodes, alone)  # type: ignore[arg-type]
+    notes = () if trial is None else trial.notes
+    yield RunEnded(job.trial, at_ms=_now_ms(), wall_s=time.time() - began, nodes=nodes, notes=notes, **end)
+
+
+def _end_of(failure: Exception, job: Job, place: Place, trial: _Trial | None) -> dict[str, Any]:
+    """How a run ends that raised. Raises PeerLost where that was another rank's doing."""
+    if isinstance(failure, _Stopped):
+        return {"state": "interrupted"}
+    alone = place.world_size > 1
+    if alone and is_of_a_peer(failure):
+        with contextlib.suppress(checkpoint.CheckpointError):
+            if trial is not None:
+                trial.kept.writer.flush()
+        raise PeerLost(" ".join(str(failure).split())) from failure
+    if isinstance(failure, checkpoint.CheckpointError):  # a full disk: it goes on once there is room
+        return {"state": "interrupted", "error": str(failure), "alone": alone}
+    trace = keep_trace(job.checkpoints, job.trial, failure)
+    alone &= not isinstance(failure, Diverged)  # which is judged by sums that all ranks have
+    return {"state": "failed", "error": one_line(failure, Path(job.folder)), "trace": trace, "alone": alone}
 
 
 def build_family(experiment: Experiment, schema: Schema, folder: str) -> Family:
@@ -116,7 +144,7 @@ def options(cls: type, plain: dict[str, Any]) -> Any:
 class _Trial:
     """A run under way: the loop, its best so far, and its checkpoints."""
 
-    def __init__(self, job: Job, place: Place) -> None:
+    def __init__(self, job: Job, place: Place, stop: Callable[[], bool] = never) -> None:
         self.job, self.place, self.experiment = job, place, job.experiment
         torch.set_num_threads(job.threads)
         keep_freed_memory()
@@ -124,18 +152,16 @@ class _Trial:
         self.prepared, train, validation = _data(job.data, place.device, job.streamed)
         family = build_family(job.experiment, self.prepared.schema, job.folder)
         family.bind(self.prepared.tables())
-        before = checkpoint.load(job.checkpoints) if job.resume else None
-        if job.origin is not None and before is None:
+        before = newest_for_all(job.checkpoints, place.rank, place.world_size) if job.resume else checkpoint.Found()
+        if job.origin is not None and before.state is None:
             transfer.load(family, job.origin)
         self.training = self._training(family, train, validation)
-        self.history: list[dict[str, Any]] = []
-        self.best: dict[str, Any] | None = None
-        self.best_weights: dict[str, torch.Tensor] = {}
-        self.writer = checkpoint.Writer(job.checkpoints)
-        self.saved_at = time.monotonic()
+        self.kept = Kept(self.training, job.checkpoints, before.number)
+        self.pauses = Pauses(job.experiment.training.checkpoint_every, stop, place.rank, place.world_size, place.device)
         seeds.set_all(job.experiment.training.seed + 7919 * place.rank)  # dropout differs between ranks, initial weights don't
-        if before is not None:
-            self._resume(before)
+        self.notes = before.notes if before.state is None else before.notes + self.kept.resume(before.state)
+        for note in self.notes if place.rank == 0 else ():
+            print(f"note: {note}", file=sys.stderr, flush=True)
 
     def _training(self, family: Family, train: Any, validation: Any) -> Training:
         t, place = self.experiment.training, self.place
@@ -150,59 +176,48 @@ class _Trial:
         augment = augmenting(t.augment, self.prepared.schema)
         return Training(family, self.prepared.encoder, shuffled, validation, optimizer, settings, augment)
 
-    def epoch(self) -> EpochEnded:
-        """One epoch; the best weights so far are kept with the score that they earned."""
-        metrics = self.training.run_epoch()
-        self.history.append({"epoch": self.training.epoch, "metrics": metrics})
-        if self.best is None or better(metrics[self.experiment.metric], self.best["metrics"][self.experiment.metric], self.experiment.mode):
-            self.best = self.history[-1]
-            self._keep_best()
-        rngs = self._rngs()
-        if self.place.rank == 0 and time.monotonic() - self.saved_at >= CHECKPOINT_EVERY_S:
-            self.writer.save(self.state(rngs))
-            self.saved_at = time.monotonic()
-        return EpochEnded(self.job.trial, self.training.epoch, metrics, _now_ms(), self.training.finished)
+    def epochs(self) -> Iterator[EpochEnded]:
+        """What a resumed run's last epoch gave, once more, and then one epoch after the other."""
+        if self.kept.history:
+            yield self._event()
+        while not self.training.finished:
+            self._epoch()
+            yield self._event()
 
     def close(self) -> None:
         """Write the last checkpoint: the best weights, their record, and the state to go on from."""
-        if self.place.rank == 0 and self.best is not None:
-            self.writer.save(self.state(self._last_rngs))
-            self.writer.flush()
+        self.kept.save()
+        self.kept.writer.flush()
 
-    def state(self, rngs: list[Any]) -> dict[str, Any]:
-        """All of a run: training, every rank's random generators, its history, and its best."""
-        own = {"history": self.history, "best": self.best, "weights": self.best_weights}
-        return {"training": self.training.state_dict(), "rngs": rngs, **own}
+    def _epoch(self) -> None:
+        metrics = self.training.run_epoch(self._between_steps)
+        self.kept.add(metrics, _now_ms(), self.experiment.metric, self.experiment.mode)
+        if self.pauses.after_epoch(self.training.epoch, self.training.step):
+            self._save()
 
-    def _resume(self, state: dict[str, Any]) -> None:
-        self.training.load_state_dict(state["training"])
-        self.history, self.best, self.best_weights = state["history"], state["best"], state["weights"]
-        self._last_rngs = state["rngs"]
-        seeds.restore(state["rngs"][self.place.rank])
+    def _event(self) -> EpochEnded:
+        row = self.kept.history[-1]
+        return EpochEnded(self.job.trial, row["epoch"], row["metrics"], row["at_ms"], self.training.finished)
 
-    def _keep_best(self) -> None:
-        """Copy the weights, into the same memory each time."""
-        for name, tensor in self.training.family.state_dict().items():
-            if name in self.best_weights:
-                self.best_weights[name].copy_(tensor)
-            else:
-                self.best_weights[name] = tensor.detach().clone()
+    def _between_steps(self) -> None:
+        """Save what is due, and stop if that is asked for. Raises _Stopped."""
+        stop, save = self.pauses.before(self.training.step)
+        if stop or save:
+            self.kept.gather()
+            self._save()
+        if stop:
+            self.kept.writer.flush()
+            raise _Stopped
 
-    _last_rngs: list[Any]
-
-    def _rngs(self) -> list[Any]:
-        own = seeds.save()
-        self._last_rngs = [own]
-        if self.place.world_size > 1:
-            self._last_rngs = [None] * self.place.world_size
-            dist.all_gather_object(self._last_rngs, own)
-        return self._last_rngs
+    def _save(self) -> None:
+        self.kept.save()
+        self.pauses.saved()
 
 
 def best_weights(uri: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-    """(the best epoch's record, its weights) of the checkpoint at a URI; None if there is none."""
+    """(the best epoch's record, its weights) of the newest good checkpoint at a URI; None if there is none. See checkpoint.load."""
     state = checkpoint.load(uri)
-    return None if state is None else (state["best"], state["weights"])
+    return None if state is None or state["best"] is None else (state["best"], state["weights"])
 
 
 _DATA: dict[tuple[str, str, bool], tuple[Prepared, Any, Any]] = {}
@@ -229,28 +244,6 @@ def _nodes(place: Place) -> tuple[str, ...]:
     nodes: list[Any] = [None] * place.world_size
     dist.all_gather_object(nodes, place.node)
     return tuple(nodes)
-
-
-def one_line(failure: BaseException, folder: Path) -> str:
-    """An exception in one line: what, and the last file:line of the user's own code, else of ours."""
-    frames = traceback.extract_tb(failure.__traceback__)
-    theirs = [f for f in frames if Path(f.filename).is_relative_to(folder.resolve()) and "site-packages" not in f.filename]
-    said = " ".join(str(failure).split()) or "no message"
-    if isinstance(failure, ArithmeticError) and not theirs:
-        return said
-    at = (theirs or frames)[-1:]
-    where = f" ({Path(at[0].filename).name}:{at[0].lineno})" if at else ""
-    return f"{type(failure).__name__}: {said}{where}"
-
-
-def _keep_trace(job: Job, failure: BaseException) -> str | None:
-    """Write the whole traceback beside the checkpoints; its path."""
-    text = "".join(traceback.format_exception(failure))
-    with contextlib.suppress(checkpoint.CheckpointError):
-        header = json.dumps({"trial": job.trial})
-        checkpoint.write_file(job.checkpoints, "error.txt", f"{header}\n{text}".encode())
-        return f"{job.checkpoints}/error.txt"
-    return None
 
 
 def _now_ms() -> int:

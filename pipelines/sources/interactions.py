@@ -14,27 +14,20 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
 from annotated_types import doc
 
-from ..encode.arrow import is_list, is_text
-from ..encode.features import words_of
-from ..encode.ids import as_ids
-from ..raw import Raw, Side, existing
+from ..encode.arrow import is_text
+from ..raw import Raw, existing
 from ..schema import Column, DataError
-from ..sides import RESERVED
 from ..splits import part_name
-from .files import parts_of, read
+from .files import parts_of
+from .side_tables import USUAL_IDS, files_of, ids_of, read_table, sides_of
 
 USUAL = {  # what columns are called where the options don't say
-    "user": ("user", "user_id", "userid", "user_idx", "uid", "customer", "customer_id", "reviewerid", "visitorid"),
-    "item": ("item", "item_id", "itemid", "movie", "movie_id", "movieid", "product", "product_id", "book_id", "iid", "asin"),
+    **USUAL_IDS,
     "rating": ("rating", "ratings", "score", "stars"),
     "time": ("time", "timestamp", "date", "datetime"),
 }
-
-
 EARLIEST = {"train": 0, "validation": -1, "test": -2}  # a part's rank among the rows of a pair
 
 
@@ -61,22 +54,27 @@ class Config:
     def files(self) -> list[tuple[str, Path]]:
         """The tables."""
         path = existing(self.path)
-        sides = _side_files(self, path)
-        return [*((part + file.suffix.lower(), file) for part, file in _tables(path).items()), *sorted(sides.items())]
+        tables = _tables(path)
+        return [*((part + file.suffix.lower(), file) for part, file in tables.items()), *sorted(self.sides(path, tables).items())]
+
+    def sides(self, path: Path, tables: Mapping[str, Path]) -> dict[str, Path]:
+        """{'user', 'item': file} of the feature tables that there are."""
+        asked = {"user": self.user_features, "item": self.item_features}
+        return files_of(asked, path if path.is_dir() else path.parent, next(iter(tables.values())))
 
 
 def load(config: Config) -> Raw:
     """Rows of user, item, rating or 1, time and whatever else there is, and the features of both sides. Raises DataError."""
     path = existing(config.path)
     parts = _tables(path)
-    tables = {part: _read(file)[0] for part, file in parts.items()}
+    tables = {part: read_table(file)[0] for part, file in parts.items()}
     names = _choose(config, next(iter(tables.values())).column_names)
     kept = [name for name in names.values() if name is not None]
     table = _joined(tables, parts, kept)
     official = None if "" in parts else np.repeat(list(parts), [table.num_rows for table in tables.values()])
     user, item, rating = names["user"] or "", names["item"] or "", names["rating"]
     for part, name in (("user", user), ("item", item)):
-        table = table.set_column(table.column_names.index(name), name, _ids(table[name], name, f"data.{part}"))
+        table = table.set_column(table.column_names.index(name), name, ids_of(table[name], name, f"data.{part}"))
     if names["time"] is not None:
         table = table.set_column(table.column_names.index(names["time"]), names["time"], _times(table[names["time"]], names["time"]))
     if rating is None:
@@ -85,7 +83,7 @@ def load(config: Config) -> Raw:
     else:
         table = table.set_column(table.column_names.index(rating), rating, _ratings(table[rating], rating))
         target = Column(rating, "number")
-    sides = _sides(config, path, {"user": user, "item": item}, {*kept, target.name})
+    sides = sides_of(config.sides(path, parts), {"user": user, "item": item}, {*kept, target.name}, config.drop)
     return Raw(table, (Column(user, "id"), Column(item, "id")), target, official, sides=sides, time=names["time"])
 
 
@@ -95,42 +93,6 @@ def _tables(path: Path) -> dict[str, Path]:
     if len(atomic) > 1:
         raise DataError(f"'{path}' holds {', '.join(file.name for file in atomic)}: name the one to use", "data.path")
     return {"": atomic[0]} if atomic else parts_of(path)
-
-
-def _side_files(config: Config, path: Path) -> dict[str, Path]:
-    """{'user', 'item': file} of the feature tables that there are."""
-    folder, found = path if path.is_dir() else path.parent, {}
-    interactions = next(iter(_tables(path).values()))
-    for side in ("user", "item"):
-        asked = getattr(config, f"{side}_features")
-        atomic = interactions.with_suffix(f".{side}")
-        if asked is not None:
-            file = folder / Path(asked).expanduser()
-            if not file.is_file():
-                near = ", ".join(sorted(p.name for p in folder.iterdir())[:8])
-                raise DataError(f"no file '{asked}'; in '{folder}' there is: {near}", f"data.{side}_features")
-            found[side] = file
-        elif interactions.suffix == ".inter" and atomic.exists():
-            found[side] = atomic
-    return found
-
-
-def _read(file: Path) -> tuple[pa.Table, Mapping[str, str]]:
-    """A table, and RecBole's types of its columns by name (none for other tables)."""
-    if file.suffix not in (".inter", ".user", ".item"):
-        return read(file), {}
-    options = pa.csv.ParseOptions(delimiter="\t", quote_char=False)
-    try:
-        table = pa.csv.read_csv(file, parse_options=options)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"'{file.name}' can't be read as a tab-separated table: {str(error).splitlines()[0]}", "data.path") from None
-    fields = [name.rpartition(":") for name in table.column_names]
-    wrong = next((name for name, (before, _, _) in zip(table.column_names, fields, strict=True) if not before), None)
-    if wrong is not None:
-        raise DataError(f"'{file.name}', header: '{wrong}' has no type; write name:type, such as user_id:token", "data.path")
-    if table.num_rows == 0:
-        raise DataError(f"'{file.name}' has no rows", "data.path")
-    return table.rename_columns([before for before, _, _ in fields]), {before: kind for before, _, kind in fields}
 
 
 def _choose(config: Config, columns: list[str]) -> dict[str, str | None]:
@@ -166,17 +128,6 @@ def _joined(tables: Mapping[str, pa.Table], files: Mapping[str, Path], kept: lis
         raise DataError(
             f"the parts' columns have different types: {str(error).splitlines()[0]}; write one type in all", "data.path"
         ) from None
-
-
-def _ids(column: pa.ChunkedArray, name: str, key: str) -> pa.ChunkedArray:
-    try:
-        ids = as_ids(column, name)
-    except DataError as error:
-        raise DataError(str(error), key) from None
-    if ids.null_count:
-        row = int(np.flatnonzero(ids.is_null().to_numpy())[0])
-        raise DataError(f"column '{name}', row {row}: the id is missing ({ids.null_count} rows); drop or fill them", "data.path")
-    return ids
 
 
 def _ratings(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -233,55 +184,3 @@ def _named_parts(table: pa.Table) -> np.ndarray | None:
             if None not in named.values() and {"train", "test"} <= set(named.values()):
                 return np.array([named[name] for name in column.to_pylist()])
     return None
-
-
-def _sides(config: Config, path: Path, ids: Mapping[str, str], own: set[str]) -> dict[str, Side]:
-    """The features of both sides; columns that both have, or the interactions (`own`), get the side's name before theirs."""
-    read_sides = {side: (file, *_read(file)) for side, file in _side_files(config, path).items()}
-    columns = [name for _, side_table, _ in read_sides.values() for name in side_table.column_names]
-    taken = {name for name in columns if columns.count(name) > 1} | own | set(RESERVED)
-    unknown = [name for name in config.drop if name not in columns]
-    if unknown:
-        raise DataError(f"no feature '{unknown[0]}'; the features are: {', '.join(columns)}", "data.drop")
-    found = {
-        ids[side]: _side(side, ids[side], file, side_table, kinds, taken, config.drop)
-        for side, (file, side_table, kinds) in read_sides.items()
-    }
-    return {name: side for name, side in found.items() if side.columns}
-
-
-def _side(side: str, key: str, file: Path, table: pa.Table, kinds: Mapping[str, str], taken: set[str], drop: tuple[str, ...]) -> Side:
-    found = [name for name in table.column_names if name == key or name.lower() in USUAL[side]]
-    if not found:
-        raise DataError(f"'{file.name}' has no column '{key}'; its columns are: {', '.join(table.column_names)}", f"data.{side}_features")
-    own = key if key in found else found[0]
-    ids = _ids(table[own], own, f"data.{side}_features")
-    if len(ids.unique()) < len(ids):
-        twice = pc.value_counts(ids.combine_chunks()).to_pylist()
-        worst = next(entry["values"] for entry in twice if entry["counts"] > 1)
-        raise DataError(f"'{file.name}' has two rows of {side} '{worst}'; keep one", f"data.{side}_features")
-    made, columns = {key: ids}, []
-    for name in [name for name in table.column_names if name != own and name not in drop]:
-        try:
-            kind, values = _feature(name, table[name], kinds.get(name))
-        except DataError as error:
-            raise DataError(f"'{file.name}', {error}; leave it out: data.drop: [{name}]", "data.drop") from None
-        column = Column(f"{side}_{name}" if name in taken else name, kind)
-        columns.append(column)
-        made[column.name] = values
-    return Side(pa.table(made), tuple(columns))
-
-
-def _feature(name: str, column: pa.ChunkedArray, kind: str | None) -> tuple[str, pa.ChunkedArray]:
-    """(words or measure, its values)."""
-    if kind in ("token", "token_seq") or is_text(column.type) or is_list(column.type) or _is_word(column.type):
-        words_of(column, name)  # raises DataError
-        text = column if is_list(column.type) else column.cast(pa.string())
-        return "words", pc.split_pattern(text, " ") if kind == "token_seq" else text
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
-        return "measure", column
-    raise DataError(f"column '{name}' holds {column.type}, which is no feature")
-
-
-def _is_word(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_boolean(kind) or pa.types.is_null(kind))

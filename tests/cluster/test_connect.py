@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import zipfile
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_an_address_where_nothing_listens_is_refused_at_once_and_leaves_nothing(
 def test_the_travelling_wheel_holds_every_file_of_the_packages_and_no_dependency(tmp_path: Path) -> None:
     packages = {m.__name__: Path(m.__file__ or "").parent for m in (cluster, models)}
     wheel = make_wheel("orchestrator", "1.2", packages, tmp_path)
-    assert wheel.name == "orchestrator-1.2-py3-none-any.whl"
+    assert re.fullmatch(r"orchestrator-1\.2-0[0-9a-f]{16}-py3-none-any\.whl", wheel.name)
     with zipfile.ZipFile(wheel) as opened:
         assert opened.testzip() is None
         names = opened.namelist()
@@ -47,8 +48,19 @@ def test_the_same_files_make_the_same_wheel(tmp_path: Path) -> None:
     packages = {"models": Path(models.__file__ or "").parent}
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    one, two = (make_wheel("orchestrator", "1", packages, tmp_path / name).read_bytes() for name in ("a", "b"))
-    assert one == two
+    one, two = (make_wheel("orchestrator", "1", packages, tmp_path / name) for name in ("a", "b"))
+    assert one.read_bytes() == two.read_bytes()
+    assert one.name == two.name
+
+
+def test_other_files_make_a_wheel_of_another_name_since_ray_keeps_wheels_by_their_names(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    names = set()
+    for line in ("a = 1", "a = 2"):
+        (package / "__init__.py").write_text(line)
+        names.add(make_wheel("package", "1", {"package": package}, tmp_path).name)
+    assert len(names) == 2
 
 
 def test_nodes_that_are_dead_and_nodes_without_cpus_are_counted_for_what_they_have() -> None:

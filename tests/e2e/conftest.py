@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import secrets
 import shutil
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import app
+from tests.e2e.nodes import Nodes, cluster
 
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -178,80 +176,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
     return type_
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """Two raylets on this machine, one CPU each, with token authentication."""
-
-    address: str
-    env: dict[str, str]
-
-
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Nodes]:
-    folder = Path(tempfile.mkdtemp(prefix="2n", dir="/tmp"))  # short: unix sockets lie below it
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
-    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    env = clean_env() | own | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
-    head, first, second = _free_ports(3)
-    nodes: list[subprocess.Popen[bytes]] = []
-    try:
-        nodes.append(
-            _start_node(
-                ["--head", f"--port={head}", "--include-dashboard=false", f"--temp-dir={folder}/h"], first, 0, env, folder / "h.log"
-            )
-        )
-        _wait_for_node(nodes[0], folder / "h.log")
-        nodes.append(_start_node([f"--address=127.0.0.1:{head}", f"--temp-dir={folder}/w"], second, 1, env, folder / "w.log"))
-        _wait_for_node(nodes[1], folder / "w.log")
-        yield Nodes(f"127.0.0.1:{head}", own)
-    finally:
-        for node in reversed(nodes):
-            if node.poll() is None:
-                os.killpg(node.pid, signal.SIGTERM)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    node.wait(5)
-        for pid in _running_below(folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for node in nodes:
-            node.kill()
-            node.wait(20)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _running_below(folder: Path) -> list[int]:
-    """The processes that were started with a path below the folder."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if f"{folder}/".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-    return found
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in held]
-    for each in held:
-        each.close()
-    return ports
-
-
-def _start_node(words: Sequence[str], agent: int, place: int, env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    workers = 22000 + 200 * place
-    common = ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--object-store-memory=150000000", "--disable-usage-stats", "--block"]
-    ports = [f"--dashboard-agent-listen-port={agent}", f"--min-worker-port={workers}", f"--max-worker-port={workers + 199}"]
-    with log.open("w") as out:
-        return subprocess.Popen(
-            [str(BIN / "ray"), "start", *words, *ports, *common], env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
-
-
-def _wait_for_node(node: subprocess.Popen[bytes], log: Path) -> None:
-    def there() -> bool:
-        assert node.poll() is None, log.read_text()[-3000:]
-        return "Ray runtime started" in log.read_text()
-
-    wait_for("the node", there)
+    with cluster() as nodes:
+        yield nodes

@@ -116,3 +116,20 @@ def test_numbers_are_learned_from_sequences_and_their_residuals_are_drawn(shell:
     assert trained["test"]["test_rmse"] < trained["baseline"]["test_rmse"] / 2
     folder = next((shell.folder / ".orchestrator" / "figures").iterdir())
     assert json.loads((folder / "residuals.json").read_text())["r2"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("config", "short", "metric", "noise"),
+    [
+        ("shapes-unet", ("data.rows=300", "training.epochs=4"), "test_iou", 0.05),
+        ("ratings-recommender", ("data.rows=8000", "training.epochs=8"), "test_rmse", 0.03),
+    ],
+)
+def test_two_workers_come_where_one_does_after_a_few_epochs(
+    config: str, short: tuple[str, ...], metric: str, noise: float, shell: Shell
+) -> None:
+    one, two = (train(shell, config, *short, f"scaling.workers={workers}") for workers in (1, 2))
+    assert (one["executor"], two["executor"]) == ("inline", "ddp")
+    assert abs(one["test"][metric] - two["test"][metric]) < noise
+    better = 1 if metric == "test_iou" else -1
+    assert all(better * run["test"][metric] > better * run["baseline"][metric] for run in (one, two)), "both learned something"

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from cluster.resources import Found
+from orchestrator.errors import Lost, Note
+from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.ddp import Gangs
+from orchestrator.execution.hub import Rank
 from orchestrator.execution.inline import Inline
 from orchestrator.training import checkpoint
-from tests.contracts.executor_contract import ExecutorContract, MakeJob, finish
+from tests.contracts.executor_contract import ExecutorContract, MakeJob, alive, finish, finish_all, same, wait_until
+
+LONG = ("training.epochs=30", "training.batch_size=64", "model.norm=none")
 
 
 @pytest.fixture(scope="module")
 def gangs(ray_session: Found) -> Iterator[Gangs]:
-    made = Gangs(1, 2, 0.5, 0)
+    made = Gangs(2, 2, 0.5, 0, timeout_s=20)
     yield made
     made.close()
 
@@ -40,7 +47,78 @@ class TestGangs(ExecutorContract):
         assert max(float((alone[name] - together[name]).abs().max()) for name in alone) < 1e-5
         assert not torch.equal(alone["classifier.2.weight"], torch.zeros_like(alone["classifier.2.weight"]))
 
-    def test_a_closed_gang_ends_its_threads(self, ray_session: Found, gangs: Gangs) -> None:
-        gangs.close()
-        assert not any(thread.is_alive() for thread in gangs.threads)
+    def test_a_rank_that_is_killed_brings_its_gang_back_to_the_trial_and_the_other_gang_is_not_disturbed(
+        self, executor: Gangs, job: MakeJob
+    ) -> None:
+        undisturbed, killed = job(1, *LONG), job(2, *LONG)
+
+        def kill(slot: int, event: EpochEnded, before: bool) -> None:
+            if slot == 1 and event.epoch == 3 and not before and not killings:
+                killings.append(rank_of(executor, 1, 1).pid)
+                os.kill(killings[0], signal.SIGKILL)
+
+        killings: list[int] = []
+        events = finish_all(executor, {0: undisturbed, 1: killed}, kill)
+        assert [e.epoch for e in events[0] if isinstance(e, EpochEnded)] == list(range(1, 31))
+        assert [e.state for slot in events for e in events[slot] if isinstance(e, RunEnded)] == ["finished", "finished"]
+        assert {e.epoch for e in events[1] if isinstance(e, EpochEnded)} == set(range(1, 31))
+        one, two = (checkpoint.load(each.checkpoints) for each in (undisturbed, killed))
+        assert same(one["training"]["model"], two["training"]["model"])
+        assert same(one["weights"], two["weights"])
+
+    @pytest.mark.parametrize("number", [0, 1])
+    def test_a_rank_that_hangs_is_found_named_and_ended_and_its_trial_goes_on(self, executor: Gangs, job: MakeJob, number: int) -> None:
+        stopped: list[Rank] = []
+
+        def stop(slot: int, event: EpochEnded, before: bool) -> None:
+            if event.epoch == 2 and not before and not stopped:
+                stopped.append(rank_of(executor, 1, number))
+                os.kill(stopped[0].pid, signal.SIGSTOP)
+
+        with pytest.warns(Note) as said:
+            [events] = finish_all(executor, {1: job(1, *LONG)}, stop).values()
+        assert events[-1].state == "finished"  # type: ignore[union-attr]
+        [rank] = stopped
+        [note] = [str(w.message) for w in said if "hung" in str(w.message)]
+        assert note.startswith(
+            f"rank {number} of trial 1 hung: on node {rank.node} ({rank.host}), pid {rank.pid}, it didn't answer for 20 s"
+        )
+        assert not alive(rank.pid)
+
+    def test_a_closed_gang_gives_its_run_time_for_a_checkpoint_and_leaves_nothing(
+        self, ray_session: Found, gangs: Gangs, job: MakeJob
+    ) -> None:
+        import ray
+
+        cut = job(1, "training.epochs=100000", "training.batch_size=16")
+        gangs.start(1, cut)
+        for _ in range(2):
+            assert len(gangs.wait()) == 1
+            gangs.verdict(1, True)
+        pids = [rank_of(gangs, slot, number).pid for slot in (0, 1) for number in (0, 1)]
+        gangs.close(60)
+        assert len(checkpoint.load(cut.checkpoints)["history"]) >= 2
         assert gangs.broken == {}
+        assert not any(thread.is_alive() for thread in gangs.threads)
+        wait_until(lambda: not any(alive(pid) for pid in pids))
+        wait_until(lambda: {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"})
+
+    def test_a_hub_that_dies_ends_the_command_resumable(self, ray_session: Found, job: MakeJob) -> None:
+        import ray
+
+        gangs = Gangs(1, 2, 0.5, 0)
+        try:
+            gangs.start(0, job(1))
+            ray.kill(gangs.hub)
+            with pytest.raises(Lost, match="the actor between the workers and this command died"):
+                gangs.wait()
+        finally:
+            gangs.close(60)
+
+
+def rank_of(gangs: Gangs, slot: int, number: int) -> Rank:
+    """Where a rank of a gang is, asked of the hub."""
+    import ray
+
+    found: Rank = ray.get(gangs.hub.__ray_call__.remote(lambda hub: hub.gangs[slot].ranks[number]))
+    return found

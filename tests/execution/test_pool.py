@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from cluster.resources import Found
-from orchestrator.events import Event, RunEnded, RunStarted
+from orchestrator.errors import Note
+from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.inline import Inline
 from orchestrator.execution.pool import Pool
-from orchestrator.execution.sweep import Rules, drive
+from orchestrator.execution.sweep import Judge, Rules, drive
 from orchestrator.training import checkpoint
 from orchestrator.training.trial import Job
-from tests.contracts.executor_contract import ExecutorContract, MakeJob, finish, same
+from tests.contracts.executor_contract import ExecutorContract, Jobs, MakeJob, alive, finish, finish_all, same, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,7 @@ class TestPool(ExecutorContract):
         finish(executor, job(1))
         import ray
 
-        loaded = executor.workers[-1].__ray_call__.remote(
+        loaded = executor.actors[-1].handle.__ray_call__.remote(
             lambda self: sorted({"mlflow", "optuna", "torch"} & set(__import__("sys").modules))
         )
         assert ray.get(loaded) == ["torch"]
@@ -51,7 +55,7 @@ class TestPool(ExecutorContract):
 
         import models
 
-        where = executor.workers[0].__ray_call__.remote(lambda self: __import__("models").__file__)
+        where = executor.actors[0].handle.__ray_call__.remote(lambda self: __import__("models").__file__)
         assert ray.get(where) == models.__file__
 
     def test_no_slot_is_idle_while_there_are_trials_to_come_and_both_actors_work_at_the_same_time(
@@ -60,15 +64,104 @@ class TestPool(ExecutorContract):
         trials, events = _Trials(8), list[Event]()
         watched = _Watched(executor, trials)
 
-        def make(trial: int, values: dict[str, Any]) -> tuple[Job, RunStarted]:
+        def make(trial: int, values: dict[str, Any], resume: bool) -> tuple[Job, RunStarted]:
             return job(trial), RunStarted(trial, 0, values, {})
 
-        drive(watched, trials, make, events.extend, Rules("val_accuracy", "max"))
+        drive(watched, Judge(trials, Rules("val_accuracy", "max")), make, events.extend)
         assert len(watched.busy) > 3
         assert set(watched.busy) == {2}, "a slot was idle although there were trials to come"
         first, second = (_intervals(events, watched, slot) for slot in (0, 1))
         assert len(first) + len(second) == 8
         assert any(a < d and c < b for a, b in first for c, d in second), "the actors never worked at the same time"
+
+
+LONG = ("training.epochs=60", "training.batch_size=64")
+
+
+@pytest.mark.slow
+class TestDeaths(Jobs):
+    """Real SIGKILLs of the actors' processes."""
+
+    @pytest.mark.parametrize("answered", [True, False], ids=["in an epoch", "before the verdict"])
+    def test_a_trial_whose_worker_is_killed_goes_on_and_the_other_one_is_not_disturbed(
+        self, pool: Pool, job: MakeJob, answered: bool
+    ) -> None:
+        undisturbed, other, killed = job(1, "training.epochs=9"), job(2, *LONG), job(3, "training.epochs=9")
+        finish(Inline(), undisturbed)
+
+        def kill(slot: int, event: EpochEnded, before: bool) -> None:
+            if slot == 1 and event.epoch == 2 and before != answered and not killings:
+                killings.append(pid_of(pool, slot))
+                os.kill(killings[0], signal.SIGKILL)
+
+        killings: list[int] = []
+        events = finish_all(pool, {0: other, 1: killed}, kill)
+        assert [type(e).__name__ for e in events[0]] == ["EpochEnded"] * 60 + ["RunEnded"]
+        assert [e.epoch for e in events[0] if isinstance(e, EpochEnded)] == list(range(1, 61))
+        ended = events[1][-1]
+        assert isinstance(ended, RunEnded)
+        assert (ended.state, ended.error) == ("finished", None)
+        one, two = (checkpoint.load(each.checkpoints) for each in (undisturbed, killed))
+        assert same(one["training"]["model"], two["training"]["model"])
+        assert same(one["weights"], two["weights"])
+
+    def test_a_trial_whose_worker_dies_again_and_again_fails_and_the_slot_goes_on(self, pool: Pool, job: MakeJob) -> None:
+        def kill(slot: int, event: EpochEnded, before: bool) -> None:
+            if before and event.trial == 1:
+                os.kill(pid_of(pool, slot), signal.SIGKILL)
+
+        [events] = finish_all(pool, {1: job(1)}, kill).values()
+        assert isinstance(events[-1], RunEnded)
+        assert events[-1].state == "failed"
+        assert (events[-1].error or "").startswith("its worker died 4 times: ")
+        assert finish(pool, job(2))[-1].state == "finished"  # type: ignore[union-attr]
+
+    def test_a_closed_pool_gives_its_runs_time_for_a_checkpoint_in_the_middle_of_an_epoch_and_leaves_no_process(
+        self, ray_session: Found, job: MakeJob
+    ) -> None:
+        pool = Pool(2, 0.5, 0)
+        busy, asking = job(1, "training.epochs=100000", "training.batch_size=8"), job(2, "training.epochs=3")
+        for slot, each in enumerate((busy, asking)):
+            pool.start(slot, each)
+        seen = set[int]()
+        while seen != {0, 1}:
+            for slot, _ in pool.wait():
+                seen.add(slot)
+                if slot == 0:
+                    pool.verdict(slot, True)
+        pids = [pid_of(pool, slot) for slot in (0, 1)]
+        pool.close(60)
+        assert checkpoint.load(busy.checkpoints)["history"]
+        assert [row["epoch"] for row in checkpoint.load(asking.checkpoints)["history"]] == [1]
+        wait_until(lambda: not any(alive(pid) for pid in pids))
+
+    def test_workers_without_a_place_are_told_of_with_who_holds_it(self, pool: Pool, job: MakeJob) -> None:
+        import ray
+
+        class Holder:
+            def there(self) -> bool:
+                return True
+
+        holder = ray.remote(Holder).options(num_cpus=1).remote()  # the other CPU is the fixture's
+        assert ray.get(holder.there.remote())
+        late = Pool(1, 1, 0, stall_s=2)
+        try:
+            late.start(0, job(1, "training.epochs=1"))
+            threading.Thread(target=lambda: (wait_until(lambda: late.stall.said_at > late.stall.since), ray.kill(holder))).start()
+            with pytest.warns(Note, match=r"no progress for \d+ s: 1 worker waits for 1 CPU; 0 of 2 CPU free; held by this command with"):
+                [(_, event)] = late.wait()
+            late.verdict(0, True)
+            [(_, ended)] = late.wait()
+            assert (event.trial, ended.state) == (1, "finished")  # type: ignore[union-attr]
+        finally:
+            ray.kill(holder)
+            late.close()
+
+
+def pid_of(pool: Pool, slot: int) -> int:
+    """The process that runs a slot's trial."""
+    [pid] = [actor.about.pid for actor in pool.actors if actor.about and actor.work and actor.work.slot == slot]
+    return pid
 
 
 class _Trials:
@@ -79,6 +172,15 @@ class _Trials:
 
     def ask(self) -> tuple[int, dict[str, Any]] | None:
         return (self.left.pop(0), {}) if self.left else None
+
+    def repeats(self, trial: int, values: dict[str, Any]) -> bool:
+        return True
+
+    def take(self, trial: int, values: dict[str, Any]) -> None:
+        """Nothing to remember."""
+
+    def learn(self, values: dict[str, Any], score: float) -> bool:
+        return False
 
     def tell(self, trial: int, epoch: int, score: float) -> bool:
         return False
@@ -111,7 +213,7 @@ class _Watched:
     def verdict(self, slot: int, go_on: bool) -> None:
         self.inner.verdict(slot, go_on)
 
-    def close(self) -> None:
+    def close(self, grace_s: float = 0) -> None:
         """The pool serves other tests."""
 
 

@@ -204,8 +204,12 @@ def test_data_fit_in_memory_if_every_slot_s_copy_takes_less_than_half(plan: Any,
     assert plan("sweep", *overrides, data=DataFacts(1000, 700, size_bytes)).fits_in_memory is fits
 
 
-def test_disk_holds_weights_best_weights_and_two_moments_of_every_trial(plan: Any) -> None:
-    assert plan("sweep", "sweep.trials=10").disk_bytes == 4 * 4 * 1000 * 10
+def test_disk_holds_two_checkpoints_of_every_trial_and_one_more_of_each_that_runs(plan: Any) -> None:
+    """Each of weights, best weights and two moments, and of what doesn't grow with the network."""
+    few, many = (plan("sweep", f"sweep.trials={trials}", "sweep.max_concurrent=2") for trials in (10, 20))
+    assert few.slots == many.slots == 2
+    assert few.disk_bytes / (2 * 10 + 2) == many.disk_bytes / (2 * 20 + 2)
+    assert few.disk_bytes > 4 * 4 * 1000 * (2 * 10 + 2)
 
 
 @pytest.mark.parametrize(("trials", "count"), [(100, 6), (4, 4)])

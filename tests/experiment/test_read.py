@@ -223,7 +223,7 @@ registry: {require: {test_acc: {min: 1}}}
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("trainig: {}", "trainig (line 4): no key 'trainig'; did you mean 'training'? there is: data, model, name,"),
+        ("trainig: {}", "trainig (line 4): no key 'trainig'; did you mean 'training'? there is: budget, data, model, name,"),
         ("training: {epoch: 3}", "training.epoch (line 4): no key 'epoch'; did you mean 'epochs'? there is: accumulate,"),
         ("optimizer: {name: adm}", "optimizer.name (line 4): no optimizer 'adm'; did you mean 'adam'? there is: adam, adamw,"),
         ("optimizer: {momentum: 0.9}", "optimizer.momentum (line 4): no option of optimizer adam 'momentum'; there is: betas, lr,"),

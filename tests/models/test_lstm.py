@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -11,7 +14,15 @@ from torch import Tensor, nn
 
 from models.lstm import LSTM, LSTMRegression
 from models.metrics import MAE, RMSE
+from orchestrator.training.evaluation import Evaluation
+from orchestrator.training.loop import Settings, Training
+from orchestrator.training.optim import Adam
+from pipelines import batches
+from pipelines.prepare import prepare
+from pipelines.raw import Raw
 from pipelines.schema import Column, Schema
+from pipelines.sources import hmm
+from pipelines.splits import SplitConfig
 from tests.contracts.family_contract import Batch, FamilyContract
 
 LABEL, NUMBER = Column("label", "class", dtype="str"), Column("y", "number", mean=100.0, std=20.0)
@@ -207,3 +218,29 @@ def test_what_it_cannot_learn_is_said_with_what_can() -> None:
 def test_options_without_sense_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(LSTM.Config).validate_python(options)
+
+
+def longer_in_test(config: hmm.Config) -> Raw:
+    """The two Markov models' sequences, those to test four times as long as any to train on."""
+    lengths = {"train": config.length, "validation": config.length, "test": 4 * config.length}
+    rows = {"train": config.rows, "validation": 200, "test": 400}
+    raws = [hmm.load(hmm.Config(rows[part], lengths[part], seed=seed)) for seed, part in enumerate(lengths)]
+    parts = np.repeat(list(rows), [raw.table.num_rows for raw in raws])
+    return Raw(pa.concat_tables([raw.table for raw in raws]), raws[0].inputs, raws[0].target, parts)
+
+
+@pytest.mark.slow
+def test_what_was_learned_on_short_sequences_holds_on_longer_ones(tmp_path: Path) -> None:
+    prepared = prepare("longer", longer_in_test, hmm.Config(rows=6000), SplitConfig(), tmp_path)
+    rows = {part: batches.load(prepared, part) for part in ("train", "validation", "test")}
+    longest = {part: int(held["sequence"].sizes.max()) for part, held in rows.items()}  # type: ignore[union-attr]
+    assert longest == {"train": 16, "validation": 16, "test": 64}
+    torch.manual_seed(0)
+    net, shuffled = LSTM(LSTM.Config(embedding=16, hidden=32), prepared.schema), batches.Batches(rows["train"], 64, seed=0)
+    optimizer = (Adam, Adam.Config(lr=1e-2, schedule="onecycle"))
+    training = Training(net, prepared.encoder, shuffled, rows["validation"], optimizer, Settings(5, 64, seed=0))
+    while not training.finished:
+        training.run_epoch()
+    evaluate = Evaluation(net, prepared.encoder)
+    assert evaluate(rows["validation"], "val")["val_accuracy"] > 0.8
+    assert evaluate(rows["test"], "test")["test_accuracy"] > 0.9, "chance is 0.5, and a longer sequence tells more than a short one"

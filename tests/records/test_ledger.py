@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.errors import Failed, Refused
+from orchestrator.errors import Lost, Refused
 from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted
 from orchestrator.records.ledger import Launch, Ledger, by_run, new_id, shown
 
@@ -66,7 +66,7 @@ def test_a_write_that_fails_is_one_line_and_leaves_nothing(ledger: Ledger) -> No
     ledger._db.execute(
         "create trigger full before insert on entries when new.kind = 'epoch' begin select raise(abort, 'disk is full'); end"
     )
-    with pytest.raises(Failed, match=r"^can't write '.*ledger.sqlite': disk is full; nothing of this step was recorded$"):
+    with pytest.raises(Lost, match=r"^can't write '.*ledger.sqlite': disk is full; nothing of this step was recorded$"):
         ledger.append("one", [started(0), epoch(0, 1, 0.5)])
     assert ledger.entries() == []
 

@@ -1,15 +1,9 @@
-"""Tracking against a real MLflow server over HTTP, artifacts through it; it is down at first."""
+"""Tracking against a real MLflow server over HTTP, artifacts through it; it is down at first, or loses its answers."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,75 +13,38 @@ from orchestrator.events import best_first
 from orchestrator.records import tracking
 from orchestrator.records.ledger import Ledger
 from orchestrator.records.tracking import client, destination, recorded, sync
+from tests.mlflow_server import Proxy, server
 from tests.records.conftest import Record
 
 HOME = Path(".orchestrator")
-DEADLINE_S = 90
-Start = Callable[[], None]
+
+
+@pytest.fixture(scope="module")
+def port(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    there = tmp_path_factory.mktemp("server")
+    (there / "mlflow.db").write_bytes(empty_store.read_bytes())
+    with server(there) as port:
+        yield port
 
 
 @pytest.fixture
-def start(folder: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """MLFLOW_TRACKING_URI names a server of our own; it answers once this was called."""
-    there = tmp_path_factory.mktemp("server")
-    (there / "mlflow.db").write_bytes(empty_store.read_bytes())
+def proxy(port: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """In front of the server, and what MLFLOW_TRACKING_URI names."""
     (folder / "mlflow.db").unlink()
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    started: list[subprocess.Popen[bytes]] = []
-
-    def up() -> None:
-        words = [
-            "server",
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            "1",
-            "--backend-store-uri",
-            f"sqlite:///{there}/mlflow.db",
-        ]
-        words += ["--artifacts-destination", str(there / "artifacts")]
-        with (there / "log").open("wb") as log:
-            command = [sys.executable, "-m", "mlflow", *words]
-            process = subprocess.Popen(command, cwd=there, stdout=log, stderr=log, start_new_session=True)
-        started.append(process)
-        _wait_until_it_answers(f"{uri}/health", process, there / "log")
-
-    yield up
-    for process in started:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    made = Proxy(port)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", made.uri)
+    yield made
+    made.becomes("well")
+    made.close()
 
 
-def _wait_until_it_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    pause = threading.Event()
-    for _ in range(DEADLINE_S * 10):
-        assert process.poll() is None, log.read_text()
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                assert answer.status == 200
-                return
-        except OSError:
-            pause.wait(0.1)  # between two questions
-    raise AssertionError(f"{url} did not answer in {DEADLINE_S} s: {log.read_text()}")
-
-
-def test_a_server_that_was_down_gets_everything_once_it_is_up_artifacts_through_it(start: Start, record: Record, ledger: Ledger) -> None:
+def test_a_server_that_was_down_gets_everything_once_it_is_up_artifacts_through_it(proxy: Proxy, record: Record, ledger: Ledger) -> None:
     launch, entries = record(), len(ledger.entries())
+    proxy.becomes("refuses")
     with pytest.raises(Failed, match="took not everything"):
         sync(HOME)
     assert ledger.left(destination()) == entries
-    start()
+    proxy.becomes("well")
     assert sync(HOME) == (entries, 0)
     of = tracking.reachable_client()
     before = recorded(of, "corners")
@@ -99,7 +56,30 @@ def test_a_server_that_was_down_gets_everything_once_it_is_up_artifacts_through_
     model = of.get_logged_model(winner.model_id)
     assert model.artifact_location.startswith("mlflow-artifacts:/")
     assert sorted(path.name for path in HOME.parent.iterdir()) == [".orchestrator"]  # no mlruns/ here: the server has the files
-    assert sync(HOME, again=True) == (entries, 0)
+    assert sync(HOME, again=True) == (0, 0)
     assert recorded(client(), "corners") == before
     history = of.get_metric_history(winner.result.run_id, "val_accuracy")
     assert [(metric.step, metric.value) for metric in history] == [(1, 0.5), (2, 0.7), (3, 0.6)]
+
+
+@pytest.mark.parametrize("retries", ["0", "2"])
+def test_what_was_done_though_its_answer_was_lost_is_not_done_twice(
+    retries: str, proxy: Proxy, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    launch = record(f"lost-{retries}", experiment_name=f"lost-{retries}")
+    proxy.becomes("loses answers")
+    for _ in range(100):
+        try:
+            sync(HOME)
+            break
+        except Failed:
+            continue
+    proxy.becomes("well")
+    assert sync(HOME, again=True)[1] == 0
+    of = client()
+    experiment = of.get_experiment_by_name(launch.name).experiment_id
+    keys = Counter(run.data.tags["orchestrator.key"] for run in of.search_runs([experiment]))
+    assert keys == Counter({f"{launch.id}/{trial}": 1 for trial in ("parent", 0, 1, 2, 3)})
+    assert len(of.search_logged_models([experiment])) == 1

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from orchestrator.training import checkpoint
-from orchestrator.training.checkpoint import NAME, CheckpointError, Writer, from_bytes, load, pieces, read_file, to_bytes, write_file
+from orchestrator.training.checkpoint import CheckpointError, Writer, load, name_of, read_file, write_file
+from orchestrator.training.state_file import from_bytes, pieces, to_bytes
 
 EVERY_DTYPE = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
 
@@ -114,8 +115,8 @@ def test_one_changed_byte_anywhere_is_noticed() -> None:
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100, -1])
 def test_a_truncated_file_is_noticed_by_its_name(length: int, tmp_path: Path) -> None:
-    (tmp_path / NAME).write_bytes(to_bytes({"weights": torch.arange(50.0)})[:length])
-    with pytest.raises(CheckpointError, match=f"^checkpoint '{tmp_path}/{NAME}' is damaged: "):
+    (tmp_path / name_of(1)).write_bytes(to_bytes({"weights": torch.arange(50.0)})[:length])
+    with pytest.raises(CheckpointError, match=f"^checkpoint '{tmp_path}/checkpoint-1.safetensors' is damaged: "):
         load(str(tmp_path))
 
 
@@ -129,22 +130,22 @@ def test_a_write_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Pat
     writer.flush()
     monkeypatch.setattr(os, "fsync", full)
     writer.save({"epoch": 2})
-    with pytest.raises(CheckpointError, match=f"can't write '{tmp_path}/{NAME}': No space left on device"):
+    with pytest.raises(CheckpointError, match=f"can't write '{tmp_path}/checkpoint-2.safetensors': No space left on device"):
         writer.flush()
     assert load(str(tmp_path)) == {"epoch": 1}
-    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-1.safetensors"]
 
 
 def test_a_file_is_seen_when_it_is_whole_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_file(str(tmp_path), NAME, b"old")
+    write_file(str(tmp_path), "a", b"old")
     seen: list[bytes] = []
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (fsync(descriptor), seen.append((tmp_path / NAME).read_bytes())))
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (fsync(descriptor), seen.append((tmp_path / "a").read_bytes())))
     monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        write_file(str(tmp_path), NAME, b"new")
+        write_file(str(tmp_path), "a", b"new")
     assert seen == [b"old"]
-    assert (tmp_path / NAME).read_bytes() == b"old"
+    assert (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_a_write_that_failed_is_said_by_the_next_save_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,5 +202,5 @@ def test_two_ranks_cut_off_and_resumed_end_with_the_weights_of_two_that_were_not
 
 def test_the_ranks_drop_out_different_cells(found: Found) -> None:
     """Both have drawn as many numbers, for shares of the same size."""
-    first, second = checkpoint.load(str(found.folder / "whole"))["rngs"]
-    assert not torch.equal(first["torch"], second["torch"])
+    first, second = checkpoint.load(str(found.folder / "whole"))["ranks"]
+    assert not torch.equal(first["seeds"]["torch"], second["seeds"]["torch"])

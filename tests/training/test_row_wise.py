@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.family import Batch, Family, FamilyConfig
 from orchestrator import names
-from orchestrator.training import checkpoint, row_wise
+from orchestrator.training import row_wise, state_file
 from orchestrator.training.loop import Settings, Training
 from orchestrator.training.optim import OPTIMIZERS, OptimizerConfig, build
 from pipelines.batches import Batches, Held
@@ -254,9 +254,9 @@ def test_a_run_that_went_on_from_a_checkpoint_ends_with_the_weights_of_one_that_
     cut = training_of(made(), name)
     for _ in range(2):
         cut.run_epoch()
-    stored = checkpoint.to_bytes(cut.state_dict())
+    stored = state_file.to_bytes(cut.state_dict())
     resumed = training_of(Factors(), name)
-    resumed.load_state_dict(checkpoint.from_bytes(stored, "the test's"))
+    resumed.load_state_dict(state_file.from_bytes(stored, "the test's"))
     for _ in range(2):
         resumed.run_epoch()
     ends = [training.family.state_dict() for training in (whole, resumed)]

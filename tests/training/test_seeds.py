@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.training import checkpoint, seeds
+from orchestrator.training import seeds, state_file
 
 
 def drawn() -> list[float]:
@@ -53,5 +53,5 @@ def test_a_saved_state_goes_on_where_it_was_through_a_file_too() -> None:
     seeds.set_all(2)
     seeds.restore(saved)
     assert [drawn(), drawn()] == expected
-    seeds.restore(checkpoint.from_bytes(checkpoint.to_bytes(saved), "it"))
+    seeds.restore(state_file.from_bytes(state_file.to_bytes(saved), "it"))
     assert [drawn(), drawn()] == expected

@@ -13,7 +13,7 @@ import filelock
 from orchestrator.errors import Failed
 from orchestrator.records.ledger import Ledger
 from orchestrator.records.tracking.send import Sender
-from orchestrator.records.tracking.store import destination, one_line, shown_destination
+from orchestrator.records.tracking.store import destination, mlflow_errors, one_line, shown_destination
 
 POLL_S = 2.0
 LAST_WAIT_S = 15.0  # for another command's sending, when there is no next time
@@ -46,23 +46,25 @@ class BackgroundSender:
     def _run(self) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # Linux: of this thread
-        ledger, sender, wait_s = Ledger(self.folder), None, POLL_S
+        ledger, sender, wait_s = None, None, POLL_S
         try:
             while True:
                 stopping = self._stop.is_set()
                 try:
                     with sending_lock(self.folder, LAST_WAIT_S if stopping else 0):
+                        ledger = ledger or Ledger(self.folder)
                         sender = sender or Sender(ledger)
                         sender.send()
                     self.problem, wait_s = None, POLL_S
-                except Exception as error:  # MLflow, its server, its database: said at the end, and tried again
+                except Exception as error:  # MLflow, its server, its database, a disk: said at the end, and tried again
                     self.problem = one_line(error)
                     sender, wait_s = None, min(wait_s * 2, 10.0)
                 if stopping:
                     return
                 self._stop.wait(wait_s)
         finally:
-            ledger.close()
+            if ledger is not None:
+                ledger.close()
 
 
 @contextlib.contextmanager
@@ -82,24 +84,30 @@ def sending_lock(folder: Path, timeout_s: float = 0) -> Iterator[None]:
 
 
 def sync(folder: Path, again: bool = False) -> tuple[int, int]:
-    """(entries sent, entries left). `again`: look every run up and send what is missing, whatever was sent before."""
+    """(entries that MLflow lacked and has now, entries left). `again`: look every run up, whatever was sent before."""
     if not (folder / "ledger.sqlite").exists():
         return 0, 0
-    ledger = Ledger(folder)
+    ledger, to = Ledger(folder), destination()
     try:
         with sending_lock(folder, 30):
+            had = {launch: (ledger.sent(to, launch), ledger.identities(to, launch)) for launch in ledger.launches()}
             if again:
-                ledger.forget_sent(destination())
-            elif not ledger.left(destination()):
+                ledger.forget_sent(to)
+            elif not ledger.left(to):
                 return 0, 0
-            from mlflow.exceptions import MlflowException
-
             try:
-                sent = Sender(ledger).send()
-            except (MlflowException, OSError) as error:
+                Sender(ledger).send()
+            except mlflow_errors() as error:
                 raise Failed(
                     f"MLflow at {shown_destination()} took not everything: {one_line(error)}; run `orchestrator sync` again"
                 ) from None
-        return sent, ledger.left(destination())
+        return sum(_lacked(ledger, to, launch, *before) for launch, before in had.items()), ledger.left(to)
     finally:
         ledger.close()
+
+
+def _lacked(ledger: Ledger, to: str, launch: str, mark: int, runs: dict[int | None, str]) -> int:
+    """How many entries of a launch were sent for the first time: those after the mark, and all of a run that MLflow had lost."""
+    now, sent = ledger.identities(to, launch), ledger.sent(to, launch)
+    entries = ledger.entries(launch, limit=10_000_000)
+    return sum(e.seq <= sent and (e.seq > mark or now.get(e.trial) != runs.get(e.trial)) for e in entries)

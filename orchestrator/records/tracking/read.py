@@ -62,7 +62,9 @@ def recorded_run(client: Any, run_id: str) -> RecordedRun:
     with said_by_mlflow():
         try:
             run = client.get_run(run_id)
-        except MlflowException:
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise  # no answer, or an error: that says nothing of the run
             raise Refused(f"no run '{run_id}' at {shown_destination()}", key="--run") from None
     if "orchestrator.key" not in run.data.tags:
         raise Refused(f"run '{run_id}' was not recorded by orchestrator", key="--run")

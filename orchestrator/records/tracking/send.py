@@ -16,7 +16,9 @@ from orchestrator.errors import Failed
 from orchestrator.events import KINDS, from_plain, summarise
 from orchestrator.experiment.config import parameters
 from orchestrator.records.ledger import Entry, Launch, Ledger, by_run
-from orchestrator.records.tracking.store import client, destination
+from orchestrator.records.logs import places
+from orchestrator.records.tracking.logs import send_logs
+from orchestrator.records.tracking.store import asked_once, client, destination
 
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 EXPERIMENT_FILE = "experiment.yaml"
@@ -29,7 +31,7 @@ class _Rows:
     params: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, Any] = field(default_factory=dict)
     metrics: list[Any] = field(default_factory=list)
-    ended: tuple[str, int] | None = None
+    status: tuple[str, int | None] | None = None  # of a run that ended: when it did
 
 
 class Sender:
@@ -83,14 +85,20 @@ class Sender:
             self._collect(rows, launch, entry)
         self._send_rows(run_id, rows)
         for entry in entries:
-            if entry.kind == "launched":
+            if entry.kind in ("launched", "reopened"):
                 self._send_files(run_id, launch)
             if entry.kind == ("launched" if trial is None else "started"):
                 self.client.log_inputs(run_id, [_dataset(launch)])
             elif entry.kind == "kept":
                 self._send_kept(launch, run_id, entry)
-        if rows.ended is not None:
-            self.client.set_terminated(run_id, *rows.ended)
+            elif entry.kind == "ended":
+                send_logs(self.client, run_id, places(self.ledger.path.parent, launch, trial))
+        if rows.status is not None:
+            status, ended_ms = rows.status
+            if ended_ms is None:
+                self.client.update_run(run_id, status)
+            else:
+                self.client.set_terminated(run_id, status, ended_ms)
 
     def _collect(self, rows: _Rows, launch: Launch, entry: Entry) -> None:
         from mlflow.entities import Metric
@@ -106,12 +114,15 @@ class Sender:
         elif entry.kind == "ended":
             rows.tags |= self._result_tags(launch, entry.trial, data)
             if entry.trial is not None or launch.command == "train":
-                rows.ended = (STATUS[data["state"]], entry.at_ms)
+                rows.status = (STATUS[data["state"]], entry.at_ms)
+        elif entry.kind in ("reopened", "resumed"):
+            rows.tags |= {"orchestrator.state": "running", "orchestrator.error": ""}
+            rows.status = ("RUNNING", None)
         elif entry.kind == "closed":
             rows.tags |= {f"orchestrator.{key}": value for key, value in data["tags"].items()} | {"mlflow.note.content": data["note"]}
-            rows.ended = (STATUS[data["state"]], entry.at_ms)
+            rows.status = (STATUS[data["state"]], entry.at_ms)
             if launch.command == "sweep":
-                rows.metrics += [Metric(key, value, entry.at_ms, 0) for key, value in data["metrics"].items()]
+                rows.metrics += [Metric(key, value, entry.at_ms, data.get("step", 0)) for key, value in data["metrics"].items()]
 
     def _send_rows(self, run_id: str, rows: _Rows) -> None:
         """A new run's rows in one call; else parameters apart: one that changed is refused, and what is sent with it is lost."""
@@ -162,14 +173,28 @@ class Sender:
 
     def _look_up(self, launch: Launch) -> None:
         """Every run of a launch that MLflow has, by the tags that identify it: one question a launch. Deleted ones must not come back."""
-        live: dict[int | None, str] = {}
+        live: dict[int | None, list[Any]] = {}
         deleted: dict[int | None, str] = {}
         for run in self._search(launch):
-            _, _, trial = run.data.tags["orchestrator.key"].partition("/")
-            of = deleted if run.info.lifecycle_stage == "deleted" else live
-            of[None if trial == "parent" else int(trial)] = run.info.run_id
-        self._deleted = {(launch.id, trial) for trial in deleted.keys() - live.keys()}
-        self._remember(launch, deleted | live)
+            _, _, key = run.data.tags["orchestrator.key"].partition("/")
+            trial = None if key == "parent" else int(key)
+            if run.info.lifecycle_stage == "deleted":
+                deleted[trial] = run.info.run_id
+            else:
+                live.setdefault(trial, []).append(run)
+        self._deleted = {(launch.id, trial) for trial in deleted.keys() - live.keys() | self.ledger.removed(launch.id)}
+        self._remember(launch, deleted | self._one_each(launch, live))
+
+    def _one_each(self, launch: Launch, live: dict[int | None, list[Any]]) -> dict[int | None, str]:
+        """A run that was made twice, since the answer to the first request came too late or never, is deleted but for the one in use."""
+        known = self.ledger.identities(self.destination, launch.id)
+        kept = {}
+        for trial, runs in live.items():
+            *twins, in_use = sorted(runs, key=lambda run: (run.info.run_id == known.get(trial), len(run.data.params)))
+            kept[trial] = str(in_use.info.run_id)
+            for twin in twins:
+                self.client.delete_run(twin.info.run_id)
+        return kept
 
     def _search(self, launch: Launch) -> Iterator[Any]:
         """The runs of a launch, deleted ones too."""
@@ -193,7 +218,9 @@ class Sender:
         kind = "trial" if trial is not None else launch.command
         key = f"{launch.id}/{'parent' if trial is None else trial}"
         name = f"{kind if trial is None else f'trial {trial}'} {launch.id}"
-        made = self.client.create_run(self._experiment(launch.name), at_ms, _run_tags(launch, trial, key, kind, parent), name)
+        tags, experiment = _run_tags(launch, trial, key, kind, parent), self._experiment(launch.name)
+        with asked_once():
+            made = self.client.create_run(experiment, at_ms, tags, name)
         self._fresh.add(made.info.run_id)
         return str(made.info.run_id)
 
@@ -254,10 +281,15 @@ def _is_silence(error: Exception) -> bool:
 
 
 def log_model(client: Any, run_id: str, name: str, bundle: Path) -> str:
-    """Log a bundle as a model of a run; its id, which the run keeps as a tag once the model is whole."""
+    """Log a bundle as a model of a run, or go on with one that was begun; its id, which the run keeps as a tag once it is whole."""
     run = client.get_run(run_id)
     tags = {"orchestrator.key": run.data.tags["orchestrator.key"]}
-    model_id = str(client.create_logged_model(run.info.experiment_id, name, run_id, tags, None, "bundle").model_id)
+    begun = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'", max_results=1)
+    if begun:
+        model_id = str(begun[0].model_id)
+    else:
+        with asked_once():
+            model_id = str(client.create_logged_model(run.info.experiment_id, name, run_id, tags, None, "bundle").model_id)
     client.log_model_artifacts(model_id, str(bundle))
     client.finalize_logged_model(model_id, "READY")
     client.set_tag(run_id, "orchestrator.model_id", model_id)

@@ -1,0 +1,43 @@
+"""What the death of a trial's worker means for the trial: again, again alone on its node, or failed. Pure functions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+MAX_RESTARTS = 3  # of a trial whose worker died; a node that is taken away with notice doesn't count
+
+Cause = Literal["died", "memory", "moved"]
+
+
+@dataclass(frozen=True)
+class Past:
+    """How often a trial's worker died so far: of whatever, and of these for want of memory."""
+
+    deaths: int = 0
+    memory: int = 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether it may only go on with nothing beside it on its node."""
+        return self.memory > 0
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """The past with this death in it, and the error with which the trial ends; None: it goes on from its checkpoint."""
+
+    past: Past
+    error: str | None
+
+
+def judge(past: Past, cause: Cause, says: str) -> Sentence:
+    """`cause`: `memory` if the system killed it for want of memory, `moved` if its node was being taken away; `says`: Ray's own words."""
+    if cause == "moved":
+        return Sentence(past, None)
+    past = replace(past, deaths=past.deaths + 1, memory=past.memory + (cause == "memory"))
+    if past.memory > 1:
+        return Sentence(past, "out of memory, and out of memory again when it was alone on its node: make the model or the batch smaller")
+    if past.deaths > MAX_RESTARTS:
+        return Sentence(past, f"its worker died {past.deaths} times: {says}")
+    return Sentence(past, None)

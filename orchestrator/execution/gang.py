@@ -1,0 +1,129 @@
+"""What each rank of a gang does: the same trial as the others, one after the other, until there is none to come."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train.v2._internal.execution.callback import ControllerCallback
+
+from orchestrator.events import EpochEnded, RunEnded
+from orchestrator.execution.deaths import Cause
+from orchestrator.execution.hub import Answer, Rank
+from orchestrator.training.failure import PeerLost, is_of_a_peer
+
+LONGEST_WAIT_S = 20.0  # in one question to the hub
+
+
+class Leave(RuntimeError):
+    """This process ends, as it was told: its gang starts again elsewhere, or not at all."""
+
+
+def train(config: dict[str, Any]) -> None:
+    """Ray Train runs this on every rank."""
+    _Member(config).run()
+
+
+class _Member:
+    """A rank. Rank 0 asks and reports; what it is told is shared."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        from orchestrator.training import trial
+
+        context = ray.train.get_context()
+        self.hub, self.gang = config["hub"], config["gang"]
+        self.wait_s = min(LONGEST_WAIT_S, config["timeout_s"] / 4)
+        node = ray.get_runtime_context().get_node_id()
+        self.me = Rank(context.get_world_rank(), context.get_world_size(), node, socket.gethostname(), os.getpid())
+        device = str(ray.train.torch.get_device()) if config["gpus"] else "cpu"
+        self.place = trial.Place(self.me.rank, self.me.size, device, node)
+        ray.get(self.hub.register.remote(self.gang, self.me))
+        self.asked = [self.hub.stop_asked.remote(self.gang)] if self.me.rank == 0 else []
+
+    def run(self) -> None:
+        """One trial after the other. Raises where Ray Train is to end the other ranks and to start the group anew."""
+        try:
+            while (job := self._ask(lambda: self.hub.next.remote(self.gang, self.wait_s))) is not None:
+                self._trial(job)
+        except PeerLost as lost:
+            ray.get(self.hub.lost.remote(self.gang, self.me, str(lost)))
+            raise
+
+    def _trial(self, job: Any) -> None:
+        from orchestrator.training import output
+
+        steps = output.run(job, self.place, self._stop)
+        event = next(steps)
+        while isinstance(event, EpochEnded):
+            report = partial(self.hub.report.remote, self.gang, event, self.wait_s)
+            try:
+                go_on = self._ask(report, again=lambda: self.hub.answer.remote(self.gang, self.wait_s))
+            except Leave:
+                steps.close()  # which writes its checkpoint
+                if self.me.rank == 0:
+                    ray.get(self.hub.report.remote(self.gang, RunEnded(job.trial, "interrupted", event.at_ms), 0))
+                raise
+            event = steps.send(go_on)
+        self._end(event)
+
+    def _end(self, event: RunEnded) -> None:
+        if event.alone:  # the other ranks may be in the middle of a collective
+            ray.get(self.hub.report.remote(self.gang, event, self.wait_s))
+            raise RuntimeError(event.error)
+        self._ask(lambda: self.hub.report.remote(self.gang, event, self.wait_s))
+
+    def _stop(self) -> bool:
+        return bool(ray.wait(self.asked, timeout=0)[0])
+
+    def _ask(self, question: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
+        """What rank 0 is answered, on every rank; `again`: how to ask after WAIT. Raises Leave, on every rank too."""
+        answer = self._share(question)
+        while answer is Answer.WAIT:
+            answer = self._share(again or question)
+        if answer is Answer.LEAVE:
+            raise Leave("this gang moves, or ends")
+        return answer
+
+    def _share(self, question: Callable[[], Any]) -> Any:
+        import torch.distributed as dist
+
+        box = [ray.get(question()) if self.me.rank == 0 else None]
+        try:
+            dist.broadcast_object_list(box, 0)
+        except Exception as failure:
+            if is_of_a_peer(failure):
+                raise PeerLost(" ".join(str(failure).split())) from failure
+            raise
+        return box[0]
+
+
+class Telling(ControllerCallback):  # type: ignore[misc]
+    """Runs in Ray Train's controller of a gang, and tells the hub what went wrong: nobody else hears of a start that fails."""
+
+    def __init__(self, hub: Any, gang: int) -> None:
+        self.hub, self.gang, self.told = hub, gang, False
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Whatever Ray Train's controller is at now."""
+        if not self.told:
+            self.told = True
+            self.hub.controlled.remote(self.gang, ray.get_runtime_context().current_actor)
+        error = getattr(current_state, "training_failed_error", None)
+        if error is not None:
+            ray.get(self.hub.failed.remote(self.gang, *_cause(error)))  # raises, which ends the gang, if the hub is dead
+
+
+def _cause(error: Any) -> tuple[Cause, str, bool]:
+    """(what a death counts as, in words, whether it is more than want of room)."""
+    inner = getattr(error, "controller_failure", None) or next(iter(getattr(error, "worker_failures", {}).values()), error)
+    failures = [inner, *getattr(error, "worker_failures", {}).values()]
+    said = " ".join(str(inner).split())[-300:]
+    if any(isinstance(f, ray.exceptions.OutOfMemoryError) or "low on memory" in str(f) for f in failures):
+        return "memory", said, True
+    return "died", said, "StartupTimeout" not in type(inner).__name__

@@ -1,0 +1,105 @@
+"""Whether a launch is over. Who drives one holds a lock beside the ledger, which the system releases however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from orchestrator.errors import Failed, Refused
+from orchestrator.records.ledger import Ledger
+from orchestrator.records.tracking.read import RecordedRun
+from orchestrator.records.tracking.store import destination
+
+
+def lock_of(home: Path, launch: str) -> Path:
+    """The file that the command that drives a launch holds."""
+    return home / "driving" / f"{launch}.lock"
+
+
+@contextlib.contextmanager
+def driving(home: Path, launch: str) -> Iterator[None]:
+    """Held by the command that drives a launch. Raises Refused if another one does."""
+    lock = filelock.FileLock(lock_of(home, launch), timeout=0)
+    try:
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise Refused(f"another command is running {launch}; wait for its end, or end it", key="--resume") from None
+    except OSError as error:
+        raise Failed(f"can't lock '{lock.lock_file}': {error}") from None
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def is_driven(home: Path, launch: str) -> bool:
+    """Whether a process on a machine that sees `home` drives the launch."""
+    path = lock_of(home, launch)
+    if not path.exists():
+        return False
+    try:
+        with filelock.FileLock(path, timeout=0):
+            return False
+    except (filelock.Timeout, OSError):
+        return True
+
+
+@dataclass(frozen=True)
+class Activity:
+    """A launch that isn't over. `resumable`: it may go when its last sign of life is as old as the policy asks; else never."""
+
+    why: str
+    last_ms: int
+    resumable: bool
+
+
+def ended_ms(run: RecordedRun) -> int:
+    """When a run ended, as far as it is recorded."""
+    return run.started_ms + int(run.result.wall_s * 1000)
+
+
+def active(home: Path, ledger: Ledger | None, runs: Sequence[RecordedRun]) -> dict[str, Activity]:
+    """The launches that aren't over: by the ledger, and where it doesn't know them by what MLflow has."""
+    here = set(ledger.launches()) if ledger is not None else set()
+    found: dict[str, Activity] = {}
+    for launch in {run.launch for run in runs}:
+        if ledger is not None and launch in here:
+            activity = _activity(home, ledger, launch)
+        else:
+            activity = _activity_elsewhere([run for run in runs if run.launch == launch])
+        if activity is not None:
+            found[launch] = activity
+    return found
+
+
+def _activity(home: Path, ledger: Ledger, launch: str) -> Activity | None:
+    entries = [entry for entry in ledger.entries(launch, limit=10_000_000) if entry.kind != "removed"]
+    last_ms = entries[-1].at_ms
+    if is_driven(home, launch):
+        return Activity(f"{launch} is running", last_ms, resumable=False)
+    if launch in ledger.unsent(destination()):
+        return Activity(f"MLflow hasn't got all of {launch} yet (orchestrator sync)", last_ms, resumable=False)
+    ends = [entry for entry in entries if entry.kind in ("launched", "reopened", "closed")]
+    if ends[-1].kind == "closed" and ends[-1].data["state"] != "interrupted":
+        return None
+    return Activity(f"{launch} was interrupted and can be resumed (--older lets it go in time)", last_ms, resumable=True)
+
+
+def _activity_elsewhere(runs: Sequence[RecordedRun]) -> Activity | None:
+    launch, states = runs[0].launch, {run.result.state for run in runs}
+    last_ms = max(ended_ms(run) for run in runs)
+    if "running" in states:
+        return Activity(f"{launch} is running elsewhere, as far as MLflow has it", last_ms, resumable=False)
+    if "interrupted" in states:
+        return Activity(
+            f"{launch} was interrupted elsewhere and may be resumed there (--older lets it go in time)", last_ms, resumable=True
+        )
+    return None

@@ -1,0 +1,123 @@
+"""Going on with an earlier launch: which one, whether it may, and how its search is brought to where it was."""
+
+from __future__ import annotations
+
+import shlex
+import time
+import warnings
+from dataclasses import dataclass, replace
+from typing import Any
+
+from orchestrator.asking import Asked, home
+from orchestrator.catalog import catalog
+from orchestrator.errors import ExperimentError, Note, Problem, Refused
+from orchestrator.events import RunEnded, RunStarted
+from orchestrator.execution.budget import Meter
+from orchestrator.execution.search import OneRun, Search
+from orchestrator.execution.sweep import Judge, Rules, adopt, replay, under_way
+from orchestrator.experiment.config import flatten
+from orchestrator.experiment.plan import Command, Plan
+from orchestrator.experiment.read import resolve, space_of
+from orchestrator.records.ledger import Launch, Ledger
+from orchestrator.records.mirror import mirror_of, restore
+
+NEWEST = "newest"
+MAY_DIFFER = ("sweep.trials", "sweep.space", "sweep.max_concurrent", "sweep.executor", "training.executor", "scaling", "budget", "notify")
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A launch as the driving loop takes it up: its judge, and the runs that go on."""
+
+    judge: Judge
+    under_way: list[RunStarted]
+
+
+def open_ledger(command: Command, asked: Asked, which: str | None) -> tuple[Ledger, Launch | None]:
+    """This folder's ledger, and the launch to go on with, if one is. A folder without one takes the copy in `storage.path`."""
+    storage = asked.experiment.storage.path
+    if which is not None and storage is not None:
+        restore(mirror_of(storage, asked.experiment.name), home())
+    ledger = Ledger(home())
+    return ledger, find(ledger, command, asked, which) if which is not None else None
+
+
+def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
+    """The launch to go on with, as it is asked for now. Raises Refused if there is none, or if it is another experiment by now."""
+    experiment = asked.experiment
+    launches = [launch for launch in map(ledger.find, ledger.launches()) if (launch.command, launch.name) == (command, experiment.name)]
+    if which != NEWEST:
+        launches = [launch for launch in launches if launch.id == which] or _refuse_unknown(command, which, launches)
+    if not launches:
+        raise Refused(
+            f"there is no {command} of '{experiment.name}' in {ledger.path} to go on with; start it without --resume", key="--resume"
+        )
+    launch = launches[-1]
+    if launch.fingerprint != asked.prepared.fingerprint:
+        raise Refused(f"the data are no longer those of {command} {launch.id}: start it anew, without --resume", key="--resume")
+    before, now = flatten(_as_read_now(launch, asked)), flatten(experiment.plain())
+    differing = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(MAY_DIFFER)]
+    if differing:
+        raise ExperimentError([Problem(key, None, _differs(command, launch, before.get(key), now.get(key))) for key in differing])
+    return replace(launch, experiment=experiment.plain(), metric=experiment.metric, mode=experiment.mode)
+
+
+def _as_read_now(launch: Launch, asked: Asked) -> dict[str, Any]:
+    """What a launch recorded of its experiment file, with the defaults of what it doesn't know."""
+    try:
+        return resolve(launch.experiment, catalog(asked.folder)).plain()
+    except ExperimentError as error:
+        raise Refused(f"{launch.command} {launch.id} was started by another version ({error}): start it anew", key="--resume") from None
+
+
+def _refuse_unknown(command: str, which: str, known: list[Launch]) -> list[Launch]:
+    there = ", ".join(launch.id for launch in known[-5:]) or "none"
+    raise Refused(f"there is no {command} '{which}' of this experiment; the newest are: {there}", key="--resume")
+
+
+def _differs(command: str, launch: Launch, before: Any, now: Any) -> str:
+    return f"it was {before!r} in {command} {launch.id}, and is {now!r} now: only {', '.join(MAY_DIFFER)} may differ in what is resumed"
+
+
+def begin(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: str) -> Begun:
+    """The judge of a launch, brought to where the ledger has it: of a new one, at its beginning."""
+    experiment, events = asked.experiment, ledger.events(launch)
+    rules = Rules(experiment.metric, experiment.mode, experiment.training.patience)
+    meter = Meter(experiment.budget, events, ledger.wall_s(launch))
+    judge = Judge(_search(command, asked, plan, goes_on=False), rules)
+    why = replay(judge, events)
+    if why is not None:
+        judge = Judge(_search(command, asked, plan, goes_on=True), rules)
+        learnt, ended = adopt(judge, events)
+        _say(f"the search begins afresh ({why}): {learnt} of {ended} ended trials are its evidence")
+    judge.meter = meter
+    runs = under_way(events)
+    if events:
+        ended = sum(isinstance(e, RunEnded) and e.state != "interrupted" for e in events)
+        _say(f"{launch} goes on: runs that had ended: {ended}, under way: {len(runs)}")
+    elif isinstance(judge.search, Search) and judge.search.first is None and experiment.sweep.search != "grid":
+        _say("the file's own values lie outside sweep.space: no trial has them")
+    return Begun(judge, runs)
+
+
+def _search(command: Command, asked: Asked, plan: Plan, goes_on: bool) -> OneRun | Search:
+    if command == "train":
+        return OneRun()
+    trials = asked.experiment.sweep.trials if goes_on else plan.trials  # of a changed grid, points beside those that were tried
+    return Search(asked.experiment, space_of(asked.experiment), plan.epochs, trials, asked.folder, goes_on)
+
+
+def command_of(command: Command, asked: Asked, address: str | None, launch: str) -> str:
+    """What a person types to go on with it."""
+    words = ["orchestrator", command, str(asked.path), *asked.overrides, *(["--address", address] if address else [])]
+    return shlex.join([*words, "--resume", launch])
+
+
+def reopen(ledger: Ledger, launch: Launch) -> Launch:
+    """Record that a launch goes on."""
+    ledger.reopen(launch, int(time.time() * 1000))
+    return launch
+
+
+def _say(text: str) -> None:
+    warnings.warn(text, Note, stacklevel=2)

@@ -1,0 +1,58 @@
+"""A run's values -> its job and the event of its beginning."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.asking import Asked, home
+from orchestrator.catalog import catalog
+from orchestrator.events import RunStarted
+from orchestrator.experiment.config import parameters
+from orchestrator.experiment.plan import Plan, epochs_of
+from orchestrator.experiment.read import with_values
+from orchestrator.records.ledger import Launch
+from orchestrator.records.logs import folder_of as logs_of
+from orchestrator.training.checkpoint import folder_of
+from orchestrator.training.trial import Job
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Makes the jobs of a launch."""
+
+    asked: Asked
+    plan: Plan
+    launch: Launch
+
+    def make(self, trial: int | None, values: dict[str, Any], resume: bool) -> tuple[Job, RunStarted]:
+        """The job of a trial with these values (of `train`, without a number: the file's own)."""
+        asked, plan, experiment = self.asked, self.plan, self.asked.experiment
+        chosen = with_values(experiment, values, catalog(asked.folder)) if trial is not None and values else experiment
+        origin, start = asked.starts.of(chosen) if asked.starts else (None, {})
+        job = Job(
+            trial,
+            chosen,
+            str(asked.prepared.folder),
+            folder_of(experiment.storage.path, home(), self.launch.id, trial),
+            str(asked.folder),
+            plan.precision,
+            plan.threads,
+            epochs_of(chosen, asked.prepared.rows["train"]),
+            resume=resume,
+            streamed=plan.streamed,
+            origin=origin,
+            logs=str(logs_of(home(), self.launch.id, trial)),
+        )
+        env = {"executor": plan.executor, "world_size": plan.workers, "cpus": plan.cpus, "gpus": plan.gpus, "precision": plan.precision}
+        started = RunStarted(
+            trial, int(time.time() * 1000), values or self._given(), parameters(chosen.plain()), env | {"threads": plan.threads, **start}
+        )
+        return asked.sent(job), started
+
+    def _given(self) -> dict[str, Any]:
+        """What distinguishes a run of `train`: the keys that were overridden, with their values."""
+        flat = self.asked.experiment.flat()
+        keys = [override.partition("=")[0].strip() for override in self.asked.overrides]
+        return {key: flat[key] for key in keys if key in flat and not key.startswith("data.")}

@@ -1,0 +1,167 @@
+"""Nodes that die, nodes that are taken away with notice, a head that dies, memory that is used up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import BIN, EXPERIMENT, Shell, Started, epochs_in_ledger, open_shell, wait_for
+from tests.e2e.nodes import Nodes, cluster
+
+pytestmark = pytest.mark.slow
+SWEEP = ("sweep.trials=4", "sweep.scheduler=none", "training.batch_size=64")
+GREEDY = '''
+from pathlib import Path
+
+import torch
+from models.cnn import CNN
+
+
+class Net(CNN):
+    """Takes memory until it is killed, where the dropout says so; leaves a line each time."""
+
+    def forward(self, batch):
+        if self.training and self.config.dropout == 0.4:
+            with open(Path(__file__).with_name("tries"), "a") as tries:
+                print("tried", file=tries)
+            taken = [torch.ones(25 << 20) for _ in range(60)]
+        return super().forward(batch)
+'''
+HUNGRY = """
+name: hungry
+data: {source: digits}
+model: {class: greedy:Net, channels: [4], pool_after: [1]}
+training: {epochs: 2, batch_size: 256}
+sweep: {search: grid, scheduler: none, space: {model.dropout: {choice: [0.4, 0.1, 0.2, 0.3]}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def three_nodes() -> Iterator[Nodes]:
+    with cluster(nodes=3) as nodes:
+        yield nodes
+
+
+def started(nodes: Nodes, folder: Path, *words: str) -> tuple[Shell, Started]:
+    """A shell, and a sweep in it whose every slot has begun an epoch."""
+    shell = open_shell(folder)
+    shell.env |= nodes.env
+    sweep = shell.start("sweep", EXPERIMENT, *SWEEP, *words, "--address", nodes.address, "--json")
+    wait_for("epochs", lambda: epochs_in_ledger(folder) >= 6 or sweep.process.poll() is not None, 180)
+    assert sweep.process.poll() is None, (sweep.said / "err").read_text()[-2000:]
+    return shell, sweep
+
+
+def ids(nodes: Nodes) -> list[str]:
+    """The node ids that the processes of each node were started with."""
+    found = []
+    for place in range(len(nodes.processes)):
+        [raylet] = [words for words in commands() if words[0].endswith("raylet/raylet") and f"{nodes.folder}/{place}/" in " ".join(words)]
+        [node] = [word.partition("=")[2] for word in raylet if word.startswith("--node_id=")]
+        found.append(node)
+    return found
+
+
+def commands() -> list[list[str]]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_text(errors="replace").split("\0"))
+        except OSError:
+            continue
+    return [words for words in found if words[0]]
+
+
+def test_trials_move_from_nodes_that_leave_with_notice_and_without(three_nodes: Nodes, tmp_path: Path) -> None:
+    shell, sweep = started(three_nodes, tmp_path, "training.epochs=40")
+    drain = ["drain-node", "--address", three_nodes.address, "--node-id", ids(three_nodes)[1], "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    env = shell.env | three_nodes.env
+    subprocess.run(
+        [BIN / "ray", *drain, "--reason-message", "spot", "--deadline-remaining-seconds", "600"], env=env, check=True, timeout=120
+    )
+    three_nodes.kill(2)
+    said = sweep.finish(400)
+    assert said.code == 0, said.err[-3000:]
+    done = said.json
+    assert (done["state"], [t["state"] for t in done["trials"]]) == ("finished", ["finished"] * 4)
+    assert [(t["epochs"], t["error"]) for t in done["trials"]] == [(40, None)] * 4
+    client = shell.client()
+    for trial in done["trials"]:
+        steps = [m.step for m in client.get_metric_history(trial["run_id"], "val_loss")]
+        assert sorted(steps) == list(range(1, 41))
+        assert client.get_run(trial["run_id"]).data.tags["orchestrator.nodes"] in ids_of_head(three_nodes)
+    assert len(shell.recorded()) == 5
+
+
+def ids_of_head(nodes: Nodes) -> str:
+    [raylet] = [words for words in commands() if words[0].endswith("raylet/raylet") and f"{nodes.folder}/0/" in " ".join(words)]
+    return " ".join(raylet)
+
+
+def test_a_head_that_dies_ends_the_sweep_resumable_and_it_says_how(three_nodes: Nodes, tmp_path: Path) -> None:
+    shell, sweep = started(three_nodes, tmp_path, "training.epochs=4000")
+    three_nodes.kill(0)
+    said = sweep.finish(120)
+    assert said.code == 130, said.err[-3000:]
+    assert "died" in said.errors[0]
+    assert "--resume" in said.err
+    assert said.json["state"] == "interrupted"
+    shell.run("sweep", EXPERIMENT, *SWEEP, "training.epochs=4000", "--resume", "budget.wall_s=1", "--json", timeout_s=200)
+
+
+def test_the_death_of_the_control_process_alone_ends_the_sweep_before_ray_ends_the_command(shell: Shell) -> None:
+    sweep = shell.start("sweep", EXPERIMENT, *SWEEP, "training.epochs=4000", "--json")
+    wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= 4 or sweep.process.poll() is not None, 180)
+    assert sweep.process.poll() is None, (sweep.said / "err").read_text()[-2000:]
+    [gcs] = [
+        pid
+        for pid, words in with_pids()
+        if words[0].endswith("gcs_server") and sweep.process.pid in (parent_of(pid), parent_of(parent_of(pid)))
+    ]
+    os.kill(gcs, signal.SIGKILL)
+    said = sweep.finish(120)
+    assert said.code == 130, said.err[-3000:]
+    assert "Ray's head" in said.errors[0]
+    assert "--resume" in said.err
+
+
+def with_pids() -> list[tuple[int, list[str]]]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append((int(path.parent.name), path.read_text(errors="replace").split("\0")))
+        except OSError:
+            continue
+    return found
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def memory() -> dict[str, int]:
+    """Bytes, by /proc/meminfo's names."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
+
+
+def test_a_trial_that_is_out_of_memory_gets_one_retry_and_has_failed_and_the_others_go_on(shell: Shell) -> None:
+    total, free = memory()["MemTotal"], memory()["MemAvailable"]
+    if free < 8e9:
+        pytest.skip("less than 8 GB of memory are free: whoever else runs here would be in the way")
+    (shell.folder / "greedy.py").write_text(GREEDY)
+    (shell.folder / "hungry.yaml").write_text(HUNGRY)
+    share = (total - free + 4e9) / total
+    shell.env |= {"RAY_memory_usage_threshold": f"{share:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+    done: Any = shell.run("sweep", "hungry.yaml", "--json", timeout_s=400).json
+    states = {trial["params"]["model.dropout"]: trial["state"] for trial in done["trials"]}
+    assert states == {0.4: "failed", 0.1: "finished", 0.2: "finished", 0.3: "finished"}
+    [failed] = [trial for trial in done["trials"] if trial["state"] == "failed"]
+    assert failed["error"].startswith("out of memory")
+    assert len((shell.folder / "tries").read_text().splitlines()) == 2

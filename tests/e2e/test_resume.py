@@ -1,0 +1,223 @@
+"""The driver dies, at any moment, and `--resume` finishes exactly the rest."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.records.ledger import Ledger
+from orchestrator.training import checkpoint
+from tests.e2e.conftest import EXPERIMENT, Shell, epochs_in_ledger, open_shell, wait_for
+from tests.e2e.test_faults import in_group
+
+pytestmark = pytest.mark.slow
+LONG = ("sweep.trials=8", "training.epochs=6", "sweep.scheduler=none")
+SOME = ("sweep.trials=6", "training.epochs=3")
+TIMED = ("epoch_s", "samples_per_s")
+
+
+def kill_after(shell: Shell, epochs: int, *words: str, sent: signal.Signals = signal.SIGKILL) -> None:
+    """Start a command and kill its driver when so many epochs are recorded; every process of it has ended then."""
+    command = shell.start(*words)
+    try:
+        wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= epochs or command.process.poll() is not None)
+        os.kill(command.process.pid, sent)
+        command.finish(60)
+    finally:
+        if command.process.poll() is None:
+            os.killpg(command.process.pid, signal.SIGKILL)
+    wait_for("the end of every process", lambda: not in_group(command.process.pid), 30)
+
+
+def ledger_of(shell: Shell) -> Ledger:
+    return Ledger(shell.folder / ".orchestrator")
+
+
+def recorded(shell: Shell) -> dict[int, list[tuple[int, float]]]:
+    """(epoch, val_loss) of every trial, as the ledger has them."""
+    ledger = ledger_of(shell)
+    [launch] = ledger.launches()
+    found: dict[int, list[tuple[int, float]]] = {}
+    for entry in ledger.entries(launch):
+        if entry.kind == "epoch" and entry.trial is not None:
+            found.setdefault(entry.trial, []).append((entry.data["epoch"], entry.data["metrics"]["val_loss"]))
+    ledger.close()
+    return found
+
+
+def check_complete(shell: Shell, sweep: Any, trials: int) -> None:
+    """Every trial is one MLflow run with every epoch once, as the ledger has it."""
+    assert (sweep["state"], len(sweep["trials"])) == ("finished", trials)
+    assert {trial["state"] for trial in sweep["trials"]} <= {"finished", "stopped"}
+    runs = shell.recorded()
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == sweep["run_id"]]
+    assert sorted(run.info.run_id for run in children) == sorted(trial["run_id"] for trial in sweep["trials"])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    client, ledger = shell.client(), recorded(shell)
+    for trial in sweep["trials"]:
+        history = [(row.step, row.value) for row in client.get_metric_history(trial["run_id"], "val_loss")]
+        assert sorted(history) == ledger[trial["trial"]]
+        assert [epoch for epoch, _ in sorted(history)] == list(range(1, trial["epochs"] + 1))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[tuple[int, float]]]:
+    """The main job, never killed: what it records. One slot, so that the searcher hears in one order."""
+    shell = open_shell(tmp_path_factory.mktemp("undisturbed"))
+    shell.run("sweep", EXPERIMENT, *LONG, "sweep.max_concurrent=1")
+    return recorded(shell)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_driver_killed_at_random_moments_loses_nothing_and_repeats_nothing(
+    shell: Shell, seed: int, undisturbed: dict[int, list[tuple[int, float]]]
+) -> None:
+    moments = sorted(random.Random(seed).sample(range(1, 47), 4))
+    words = ("sweep", EXPERIMENT, *LONG, "sweep.max_concurrent=1")
+    for place, epochs in enumerate(moments):
+        kill_after(shell, epochs, *words, *(["--resume"] if place else []))
+    before = recorded(shell)
+    done = shell.run(*words, "--resume", "--json").json
+    check_complete(shell, done, 8)
+    after = recorded(shell)
+    assert all(after[trial][: len(epochs)] == epochs for trial, epochs in before.items()), "what was recorded was recorded again"
+    assert after == undisturbed, "it went another way than the sweep that nobody killed"
+
+
+def test_a_sweep_of_two_slots_with_asha_goes_on_where_it_was(shell: Shell) -> None:
+    words = ("sweep", EXPERIMENT, "sweep.trials=10", "training.epochs=4", "sweep.scheduler={name: asha, reduction_factor: 2}")
+    kill_after(shell, 8, *words)
+    kill_after(shell, 16, *words, "--resume")
+    said = shell.run(*words, "--resume", "--json")
+    check_complete(shell, said.json, 10)
+    assert "goes on: runs that had ended: " in said.err
+    assert "begins afresh" not in said.err, "the replay was not exact"
+
+
+def weights(shell: Shell) -> dict[str, Any]:
+    [folder] = (shell.folder / ".orchestrator" / "checkpoints").iterdir()
+    state = checkpoint.load(str(folder))
+    assert state is not None
+    return dict(state["training"]["model"])
+
+
+TRAIN = ("train", EXPERIMENT, "training.epochs=6", "training.precision=fp32", "model.dropout=0.3", "training.augment.shift=0.1")
+
+
+@pytest.mark.parametrize("every", ["{epochs: 1}", "{steps: 3}"])
+def test_a_run_killed_in_training_ends_with_the_same_weights_bit_for_bit(shell: Shell, tmp_path: Path, every: str) -> None:
+    words = (*TRAIN, f"training.checkpoint_every={every}")
+    (tmp_path / "whole").mkdir()
+    whole = open_shell(tmp_path / "whole")
+    undisturbed = whole.run(*words, "--json").json
+    kill_after(shell, 2, *words)
+    kill_after(shell, 4, *words, "--resume")
+    resumed = shell.run(*words, "--resume", "--json").json
+    assert (resumed["state"], resumed["epochs"]) == ("finished", 6)
+    expected, found = weights(whole), weights(shell)
+    assert expected.keys() == found.keys()
+    assert all(bool((expected[name] == found[name]).all()) for name in expected)
+    assert {k: v for k, v in resumed["best"]["metrics"].items() if k not in TIMED} == {
+        k: v for k, v in undisturbed["best"]["metrics"].items() if k not in TIMED
+    }
+    assert resumed["test"] == undisturbed["test"]
+    [run] = shell.recorded()
+    assert sorted(row.step for row in shell.client().get_metric_history(run.info.run_id, "val_loss")) == [1, 2, 3, 4, 5, 6]
+    assert run.info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupted_run_of_its_own_goes_on_from_the_step_where_it_was(shell: Shell, sent: signal.Signals) -> None:
+    words = ("train", EXPERIMENT, "training.epochs=400", "training.precision=fp32")
+    command = shell.start(*words, "--json")
+    wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= 3 or command.process.poll() is not None)
+    os.kill(command.process.pid, sent)
+    said = command.finish(60)
+    assert (said.code, said.json["state"]) == (130, "interrupted")
+    assert "To go on: orchestrator train" in said.errors[0]
+    [folder] = (shell.folder / ".orchestrator" / "checkpoints").iterdir()
+    state = checkpoint.load(str(folder))
+    assert state is not None
+    assert len(state["history"]) == said.json["epochs"], "the checkpoint is older than the interrupt"
+
+
+def test_a_finished_sweep_can_be_extended_and_its_test_is_evaluated_once_a_run(shell: Shell) -> None:
+    first = shell.run("sweep", EXPERIMENT, *SOME, "--json").json
+    longer = shell.run("sweep", EXPERIMENT, "sweep.trials=9", "training.epochs=3", "--resume", "--json").json
+    assert longer["sweep"] == first["sweep"]
+    check_complete(shell, longer, 9)
+    assert longer["trials"][:6] == first["trials"]
+    ledger = ledger_of(shell)
+    kept = [entry.trial for entry in ledger.entries(first["sweep"]) if entry.kind == "kept"]
+    ledger.close()
+    assert len(kept) == len(set(kept))
+    tested = shell.client().get_metric_history(longer["best"]["run_id"], "test_accuracy")
+    assert [row.value for row in tested] == [longer["best"]["test"]["test_accuracy"]]
+
+
+def test_a_changed_space_keeps_what_fits_as_evidence(shell: Shell) -> None:
+    shell.run("sweep", EXPERIMENT, *SOME)
+    narrow = "sweep.space={optimizer.lr: {loguniform: [3e-3, 1e-2]}}"
+    said = shell.run("sweep", EXPERIMENT, "sweep.trials=8", "training.epochs=3", narrow, "--resume", "--json")
+    assert "the search begins afresh" in said.err
+    check_complete(shell, said.json, 8)
+    assert [list(trial["params"]) for trial in said.json["trials"][6:]] == [["optimizer.lr"]] * 2
+    assert all(3e-3 <= trial["params"]["optimizer.lr"] <= 1e-2 for trial in said.json["trials"][6:])
+
+
+def test_what_may_not_differ_is_refused_by_its_key(shell: Shell) -> None:
+    nothing = shell.run("sweep", EXPERIMENT, *SOME, "--resume", code=2)
+    assert "there is no sweep of 'digits-cnn'" in nothing.errors[0]
+    sweep = shell.run("sweep", EXPERIMENT, "sweep.trials=1", "training.epochs=1", "--json").json["sweep"]
+    refused = shell.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=2", "model.dropout=0.1", "--resume", sweep, code=2)
+    assert [line.split(":")[1].strip() for line in refused.errors] == ["model.dropout", "training.epochs"]
+    assert f"it was 1 in sweep {sweep}, and is 2 now" in refused.errors[1]
+    unknown = shell.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=1", "--resume", "20200101-000000-abcd", code=2)
+    assert sweep in unknown.errors[0]
+    data = shell.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=1", "data.split.seed=3", "--resume", code=2)
+    assert "the data are no longer those" in data.errors[0]
+
+
+def test_two_commands_dont_drive_one_sweep(shell: Shell) -> None:
+    sweep = shell.start("sweep", EXPERIMENT, "sweep.trials=4", "training.epochs=300", "sweep.scheduler=none")
+    try:
+        wait_for("an epoch", lambda: epochs_in_ledger(shell.folder) >= 1 or sweep.process.poll() is not None)
+        again = shell.run("sweep", EXPERIMENT, "sweep.trials=4", "training.epochs=300", "sweep.scheduler=none", "--resume", code=2)
+        assert "another command is running" in again.errors[0]
+    finally:
+        os.killpg(sweep.process.pid, signal.SIGKILL)
+        sweep.process.wait()
+
+
+def test_a_budget_ends_a_sweep_with_its_winner_and_is_counted_over_resumes(shell: Shell) -> None:
+    words = ("sweep", EXPERIMENT, "training.epochs=2", "sweep.trials=6")
+    said = shell.run(*words, "budget.trials=2", "--json")
+    assert (said.json["state"], len(said.json["trials"])) == ("finished", 2)
+    assert said.json["best"]["test"]["test_accuracy"] > 0.3
+    assert "the budget is used up: budget.trials: 2 of 2 have begun" in said.err
+    more = shell.run(*words, "budget.trials=3", "--resume", "--json").json
+    assert len(more["trials"]) == 3
+    used = shell.run(*words, "budget.cpu_hours=1e-6", "--resume", "--json")
+    assert len(used.json["trials"]) == 3
+    assert "budget.cpu_hours" in used.err
+
+
+def test_a_second_ctrl_c_kills_at_once_and_what_was_done_is_resumable(shell: Shell) -> None:
+    words = ("sweep", EXPERIMENT, *LONG)
+    sweep = shell.start(*words)
+    try:
+        wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= 3 or sweep.process.poll() is not None)
+        os.kill(sweep.process.pid, signal.SIGINT)
+        os.kill(sweep.process.pid, signal.SIGINT)
+        said = sweep.finish(60)
+    finally:
+        if sweep.process.poll() is None:
+            os.killpg(sweep.process.pid, signal.SIGKILL)
+    assert said.code == 130
+    wait_for("the end of every process", lambda: not in_group(sweep.process.pid), 15)
+    check_complete(shell, shell.run(*words, "--resume", "--json").json, 8)

@@ -1,0 +1,74 @@
+"""Checkpoints in S3: a sweep whose runs lie there, promoted from there; its credentials are written down nowhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import EXPERIMENT, PROJECT, Shell, Typed, open_shell
+from tests.s3 import Bucket, bucket
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Bucket]:
+    with bucket() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def swept(s3: Bucket, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, Any]:
+    shell = open_shell(tmp_path_factory.mktemp("s3"))
+    shell.env |= s3.env
+    return shell, shell.run(
+        "sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=2", f"storage.path={s3.uri}", "--json", timeout_s=400
+    ).json
+
+
+@pytest.mark.slow
+def test_each_run_of_a_sweep_has_its_checkpoints_in_the_bucket(swept: tuple[Shell, Any], s3: Bucket) -> None:
+    shell, sweep = swept
+    assert [trial["state"] for trial in sweep["trials"] if trial["state"] not in ("finished", "stopped")] == []
+    assert sweep["best"]["test"]["test_accuracy"] > 0.5
+    folders = {name.split("/")[1] for name in s3.names() if name.startswith("checkpoints/")}
+    assert folders >= {f"{sweep['sweep']}-{trial['trial']}" for trial in sweep["trials"]}
+    assert not (shell.folder / ".orchestrator" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_is_not_the_best_is_promoted_from_its_checkpoint_in_the_bucket(swept: tuple[Shell, Any]) -> None:
+    shell, sweep = swept
+    other = next(trial for trial in sweep["trials"] if trial["trial"] != sweep["best"]["trial"])
+    promoted = shell.run("promote", "digits-cnn", "registry.require={}", "--run", other["run_id"], "--json").json
+    assert (promoted["decision"], promoted["run_id"]) == ("promoted", other["run_id"])
+    assert shell.client().get_model_version_by_alias("digits-cnn", "champion").run_id == other["run_id"]
+
+
+@pytest.mark.slow
+def test_the_credentials_are_written_down_nowhere(swept: tuple[Shell, Any], s3: Bucket) -> None:
+    shell, _ = swept
+    files = [path for path in shell.folder.rglob("*") if path.is_file()]
+    assert any(path.name == "ledger.sqlite" for path in files)
+    assert any(path.name == "mlflow.db" for path in files)
+    secret = s3.secret.encode()
+    assert [path for path in files if secret in path.read_bytes()] == []
+    assert [name for name in s3.names() if secret in s3.content(name)] == []
+
+
+@pytest.mark.parametrize("option", ["secret_key=hunter2", "access_key=hunter2", "session_token=hunter2"])
+def test_credentials_in_the_uri_are_refused(typed: Typed, option: str) -> None:
+    refused = typed("train", str(PROJECT / EXPERIMENT), f"storage.path=s3://bucket/x?{option}", "--json")
+    assert (refused.code, refused.json["errors"][0]["key"]) == (2, "storage.path")
+    assert "put them into the environment" in refused.json["errors"][0]["message"]
+    assert "hunter2" not in refused.out + refused.err
+
+
+def test_a_store_that_does_not_answer_is_refused_before_anything_is_trained(typed: Typed, s3: Bucket, tmp_path: Path) -> None:
+    wrong = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull}
+    uri = s3.uri.replace(f":{s3.port}", ":1") + "&connect_timeout=1&request_timeout=1"
+    refused = typed("train", str(PROJECT / EXPERIMENT), f"storage.path={uri}", "--json", env=wrong)
+    assert (refused.code, refused.json["errors"][0]["key"]) == (2, "storage.path")
+    assert not (tmp_path / "mlflow.db").exists()

@@ -1,0 +1,58 @@
+"""What a death means, and who takes what: pure functions."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.execution.deaths import Past, judge
+from orchestrator.execution.placement import Seat, Wants, assign
+
+
+def test_a_trial_goes_on_three_times_and_then_has_failed_with_the_words_of_its_last_death() -> None:
+    past, errors = Past(), list[str | None]()
+    for _ in range(4):
+        sentence = judge(past, "died", "SIGKILL")
+        past = sentence.past
+        errors.append(sentence.error)
+    assert errors == [None, None, None, "its worker died 4 times: SIGKILL"]
+
+
+def test_a_node_that_is_taken_away_does_not_count() -> None:
+    past = Past(deaths=3)
+    assert all(judge(past, "moved", "").past == past for _ in range(9))
+    assert judge(past, "moved", "").error is None
+
+
+def test_a_trial_without_memory_gets_one_retry_alone() -> None:
+    first = judge(Past(), "memory", "")
+    assert (first.error, first.past.alone) == (None, True)
+    between = judge(first.past, "died", "SIGKILL")
+    assert (between.error, between.past.alone) == (None, True)
+    again = judge(between.past, "memory", "")
+    assert again.error is not None
+    assert again.error.startswith("out of memory, and out of memory again when it was alone on its node")
+
+
+A, B = "a", "b"
+
+
+@pytest.mark.parametrize(
+    ("waiting", "seats", "leaving", "made"),
+    [
+        ([Wants(0), Wants(1)], [Seat(0, A), Seat(1, B)], [], [(0, 0), (1, 1)]),
+        ([Wants(3), Wants(1)], [Seat(7, A)], [], [(3, 7)]),  # who waits longest, whichever slot it is in
+        ([Wants(0)], [Seat(0, A, slot=5), Seat(1, B)], [], [(0, 1)]),
+        ([Wants(0)], [Seat(0, A)], [A], []),
+        ([Wants(0), Wants(1)], [Seat(0, A), Seat(1, B)], [A], [(0, 1)]),
+        # alone: its node is kept free for it, the other one isn't
+        ([Wants(0, True, A), Wants(1)], [Seat(0, A, slot=2), Seat(1, A), Seat(2, B)], [], [(1, 2)]),
+        ([Wants(0, True, A), Wants(1)], [Seat(0, A), Seat(1, A), Seat(2, B)], [], [(0, 0), (1, 2)]),
+        ([Wants(1), Wants(0, True, A)], [Seat(0, A), Seat(1, A)], [], [(0, 0)]),
+        ([Wants(1)], [Seat(0, A, slot=0, alone=True), Seat(1, A)], [], []),
+        ([Wants(0, True, "gone"), Wants(1)], [Seat(0, A, slot=2), Seat(1, A), Seat(2, B)], [], [(0, 2), (1, 1)]),
+        ([Wants(0, True, A), Wants(1, True, A)], [Seat(0, A), Seat(1, A)], [], [(0, 0)]),
+        ([Wants(0, True, A)], [], [], []),
+    ],
+)
+def test_free_workers_take_what_waits(waiting: list[Wants], seats: list[Seat], leaving: list[str], made: list[tuple[int, int]]) -> None:
+    assert assign(waiting, seats, leaving) == made

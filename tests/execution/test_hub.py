@@ -1,0 +1,152 @@
+"""The hub's decisions, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from orchestrator.events import EpochEnded, RunEnded
+from orchestrator.execution.hub import Answer, Hub, Rank
+from orchestrator.training.trial import Job
+
+
+def job(trial: int) -> Job:
+    return Job(trial, None, "", "", "", "fp32", 1, 3)  # type: ignore[arg-type]  # the hub doesn't look into it
+
+
+def rank(number: int, node: str = "n", size: int = 2) -> Rank:
+    return Rank(number, size, node, "host", 100 + number)
+
+
+Case = Callable[[], Coroutine[Any, Any, None]]
+
+
+def run(case: Case) -> None:
+    asyncio.run(case())
+
+
+async def told(hub: Hub) -> list[Any]:
+    return [event for _, event in (await hub.wait(0)).events]
+
+
+def test_ranks_that_died_get_their_job_again_three_times_and_then_it_has_failed_and_the_next_one_comes() -> None:
+    async def case() -> None:
+        hub = Hub(1, 1)
+        await hub.submit(0, job(1))
+        await hub.submit(0, job(2))
+        resumed = []
+        for _ in range(4):
+            given = await hub.next(0, 0)
+            assert isinstance(given, Job)
+            resumed.append((given.trial, given.resume))
+            await hub.failed(0, "died", "SIGKILL", True)
+        assert resumed == [(1, False), (1, True), (1, True), (1, True)]
+        given = await hub.next(0, 0)
+        assert isinstance(given, Job)
+        assert (given.trial, given.resume) == (2, False)
+        [event] = await told(hub)
+        assert (event.trial, event.state, event.error) == (1, "failed", "its worker died 4 times: SIGKILL")
+
+    run(case)
+
+
+def test_ranks_that_never_ask_for_a_job_are_broken_after_four_starts_but_not_for_want_of_room() -> None:
+    async def case() -> None:
+        hub = Hub(1, 1)
+        for _ in range(9):
+            await hub.failed(0, "died", "no room within 60 s", False)
+        assert (await hub.wait(0)).gangs[0].broken is None
+        for _ in range(3):
+            await hub.failed(0, "died", "ImportError: no", True)
+        assert (await hub.wait(0)).gangs[0].broken is None
+        await hub.failed(0, "died", "ImportError: no", True)
+        assert (await hub.wait(0)).gangs[0].broken == "ImportError: no"
+
+    run(case)
+
+
+def test_a_gang_that_moves_gives_no_end_of_its_run_and_goes_on_with_it_at_no_charge() -> None:
+    async def case() -> None:
+        hub = Hub(1, 1)
+        await hub.submit(0, job(1))
+        for _ in range(9):
+            await hub.register(0, rank(0))
+            assert isinstance(await hub.next(0, 0), Job)
+            asked = asyncio.create_task(hub.stop_asked(0))
+            await hub.stop(0, True)
+            assert await asked
+            assert await hub.report(0, RunEnded(1, "interrupted", 0), 0) is Answer.LEAVE
+            await hub.failed(0, "died", "Leave", True)
+        assert await told(hub) == []
+
+    run(case)
+
+
+def test_a_gang_that_is_closed_leaves_wherever_it_is_and_its_run_has_ended() -> None:
+    async def case() -> None:
+        hub = Hub(1, 1)
+        await hub.register(0, rank(0))
+        await hub.submit(0, job(1))
+        await hub.next(0, 0)
+        await hub.report(0, EpochEnded(1, 1, {}, 0), 0)
+        await hub.stop(0, False)
+        assert await hub.answer(0, 9) is Answer.LEAVE
+        await hub.report(0, RunEnded(1, "interrupted", 0), 0)
+        assert [type(event) for event in await told(hub)] == [EpochEnded, RunEnded]
+        assert await hub.next(0, 9) is Answer.LEAVE
+
+    run(case)
+
+
+def test_who_waits_for_a_job_or_a_verdict_is_told_to_ask_again() -> None:
+    async def case() -> None:
+        hub = Hub(1, 1)
+        assert await hub.next(0, 0.01) is Answer.WAIT
+        await hub.submit(0, job(1))
+        await hub.next(0, 0)
+        await hub.report(0, EpochEnded(1, 1, {}, 0), 0)
+        assert await hub.answer(0, 0.01) is Answer.WAIT
+        await hub.verdict(0, False)
+        assert await hub.answer(0, 9) is False
+
+    run(case)
+
+
+@pytest.mark.parametrize(("says", "hung"), [("Timed out waiting 20000ms for recv operation", [1]), ("Connection closed by peer", None)])
+def test_a_rank_that_does_not_say_that_its_collective_timed_out_hangs(says: str, hung: list[int] | None) -> None:
+    async def case() -> None:
+        hub = Hub(1, 0.05)
+        for number in range(3):
+            await hub.register(0, rank(number, size=3))
+        reports = [asyncio.create_task(hub.lost(0, rank(number, size=3), says)) for number in (0, 2)]
+        heard = await hub.wait(1 if hung else 0.2)
+        assert [[r.rank for r in each.ranks] for each in heard.hung] == ([hung] if hung else [])
+        await hub.settled(0)
+        await asyncio.wait_for(asyncio.gather(*reports), 5)
+
+    run(case)
+
+
+def test_a_trial_without_memory_runs_alone_on_its_nodes_and_gangs_elsewhere_go_on() -> None:
+    async def case() -> None:
+        hub = Hub(3, 1)
+        for gang, node in enumerate(("a", "a", "b")):
+            await hub.register(gang, rank(0, node, 1))
+            await hub.submit(gang, job(gang))
+            assert isinstance(await hub.next(gang, 0), Job)
+        await hub.failed(0, "memory", "killed", True)
+        assert await hub.next(0, 0.01) is Answer.WAIT, "gang 1 is still on its node"
+        await hub.report(1, RunEnded(1, "finished", 0), 0)
+        await hub.submit(1, job(3))
+        assert isinstance(await hub.next(0, 0), Job)
+        assert await hub.next(1, 0.01) is Answer.WAIT, "gang 0 is alone on its node"
+        await hub.report(2, RunEnded(2, "finished", 0), 0)
+        await hub.submit(2, job(4))
+        assert isinstance(await hub.next(2, 0), Job)
+        await hub.report(0, RunEnded(0, "finished", 0), 0)
+        assert isinstance(await hub.next(1, 0), Job)
+
+    run(case)

@@ -1,0 +1,94 @@
+"""The looks at what trials run on, without Ray: sockets and clocks."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import Lost, Note
+from orchestrator.execution import watch
+from orchestrator.execution.watch import Head, Stall
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "HEAD_EVERY_S", 0)
+    monkeypatch.setattr(watch, "HEAD_SILENT_S", 0.5)
+
+
+@pytest.fixture
+def raylet() -> Iterator[socket.socket]:
+    with tempfile.TemporaryDirectory(prefix="w", dir="/tmp") as folder, socket.socket(socket.AF_UNIX) as server:
+        server.bind(f"{folder}/raylet")
+        server.listen()
+        yield server
+
+
+@pytest.fixture
+def gcs() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def head(gcs: socket.socket, raylet: socket.socket) -> Head:
+    return Head(f"127.0.0.1:{gcs.getsockname()[1]}", raylet.getsockname())
+
+
+def test_a_head_that_answers_is_there(gcs: socket.socket, raylet: socket.socket) -> None:
+    looked = head(gcs, raylet)
+    for _ in range(5):
+        looked.check()
+
+
+def test_a_head_that_does_not_answer_for_a_while_is_lost(gcs: socket.socket, raylet: socket.socket) -> None:
+    looked = head(gcs, raylet)
+    gcs.close()
+    looked.check()  # it may come back
+    looked.answered_at -= 1
+    with pytest.raises(Lost, match=r"Ray's head at 127\.0\.0\.1:\d+ died: it hasn't answered for 1 s"):
+        looked.check()
+
+
+def test_a_raylet_whose_queue_is_full_is_busy_and_not_lost(gcs: socket.socket, raylet: socket.socket) -> None:
+    raylet.listen(0)
+    looked = head(gcs, raylet)
+    for _ in range(5):
+        looked.check()
+
+
+def test_a_raylet_whose_socket_is_closed_is_lost_at_once(gcs: socket.socket, raylet: socket.socket) -> None:
+    looked = head(gcs, raylet)
+    raylet.close()
+    assert Path(looked.raylet).exists()
+    with pytest.raises(Lost, match="Ray's node on this machine died"):
+        looked.check()
+
+
+def test_a_client_has_nothing_to_look_at() -> None:
+    Head("", "").check()
+
+
+def test_no_progress_is_said_again_and_again_and_progress_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "shortage", lambda workers, each: f"{workers} workers wait for {each}")
+    stall = Stall(every_s=0)
+    for _ in range(2):
+        with pytest.warns(Note, match=r"no progress for 0 s: 2 workers wait for \{'CPU': 1\}"):
+            stall.check(2, {"CPU": 1})
+    stall.every_s = 60
+    stall.progress()
+    stall.check(2, {"CPU": 1})
+
+
+def test_a_worker_that_ray_still_starts_is_no_shortage_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "shortage", lambda workers, each: None)
+    stall = Stall(every_s=0.05)
+    stall.said_at -= 1
+    stall.check(1, {"CPU": 1})
+    stall.since -= 1
+    stall.said_at -= 1
+    with pytest.warns(Note, match="Ray has room for the workers, and still starts them"):
+        stall.check(1, {"CPU": 1})

@@ -1,0 +1,130 @@
+"""The ledger's copy beside the checkpoints: one consistent state, replaced as a whole, from which a driver elsewhere goes on."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import Failed
+from orchestrator.records.ledger import Launch, Ledger
+from orchestrator.records.mirror import NAME, Mirror, mirror, mirror_of, restore
+
+LAUNCH = Launch("20260101-000000-aaaa", "sweep", "digits", {}, "val_loss", "min", "f" * 16, "/nowhere")
+
+
+def pairs(path: Path) -> tuple[int, int]:
+    with sqlite3.connect(path) as db:
+        assert db.execute("pragma integrity_check").fetchone()[0] == "ok"
+        return db.execute("select count(*) from left_hand").fetchone()[0], db.execute("select count(*) from right_hand").fetchone()[0]
+
+
+def test_a_copy_taken_while_another_connection_writes_is_one_consistent_state(tmp_path: Path) -> None:
+    ledger = tmp_path / NAME
+    with sqlite3.connect(ledger) as db:
+        db.execute("pragma journal_mode = wal")
+        db.execute("create table left_hand (x)")
+        db.execute("create table right_hand (x)")
+    ended = threading.Event()
+
+    def write() -> None:
+        own = sqlite3.connect(ledger, timeout=30, isolation_level=None)
+        while not ended.is_set():  # both rows or none
+            own.execute("begin immediate")
+            own.execute("insert into left_hand values (?)", ("a" * 500,))
+            own.execute("insert into right_hand values (?)", ("b" * 500,))
+            own.execute("commit")
+        own.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        counts = []
+        for place in range(20):
+            mirror(ledger, str(tmp_path / f"copy{place}"))
+            counts.append(pairs(tmp_path / f"copy{place}" / NAME))
+    finally:
+        ended.set()
+        writer.join()
+    assert all(left == right for left, right in counts)
+    assert counts == sorted(counts)
+    assert counts[-1][0] > counts[0][0], "nothing was written meanwhile"
+
+
+def test_a_restored_ledger_says_what_the_first_one_said(tmp_path: Path) -> None:
+    first = Ledger(tmp_path / "here")
+    first.launch(LAUNCH)
+    uri = mirror_of(f"file://{tmp_path}/shared/", "digits")
+    mirror(first.path, uri)
+    assert (tmp_path / "shared" / "ledgers" / "digits" / NAME).is_file()
+    assert restore(uri, tmp_path / "there") is True
+    second = Ledger(tmp_path / "there")
+    assert second.find(LAUNCH.id) == LAUNCH
+    assert second.entries() == first.entries()
+
+
+def test_a_ledger_that_is_there_is_never_replaced_by_the_mirror(tmp_path: Path) -> None:
+    old = Ledger(tmp_path / "old")
+    mirror(old.path, str(tmp_path / "shared"))
+    new = Ledger(tmp_path / "new")
+    new.launch(LAUNCH)
+    assert restore(str(tmp_path / "shared"), tmp_path / "new") is False
+    assert new.launches() == [LAUNCH.id]
+
+
+def test_without_a_mirror_nothing_is_restored_and_nothing_is_made(tmp_path: Path) -> None:
+    assert restore(str(tmp_path / "nowhere"), tmp_path / "here") is False
+    assert not (tmp_path / "here").exists()
+
+
+def test_a_mirror_that_fails_leaves_the_one_before_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path / "here")
+    shared = tmp_path / "shared"
+    mirror(ledger.path, str(shared))
+    before = (shared / NAME).read_bytes()
+    ledger.launch(LAUNCH)
+
+    def full(*given: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(Failed, match=r"can't be mirrored to .*No space left on device"):
+        mirror(ledger.path, str(shared))
+    assert (shared / NAME).read_bytes() == before
+    assert [path.name for path in shared.iterdir()] == [NAME]
+
+
+def test_a_damaged_mirror_is_noticed_and_not_taken(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    mirror(Ledger(tmp_path / "here").path, str(shared))
+    content = (shared / NAME).read_bytes()
+    (shared / NAME).write_bytes(content[: len(content) // 2])
+    with pytest.raises(Failed, match="can't be restored"):
+        restore(str(shared), tmp_path / "there")
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_the_background_mirror_follows_the_ledger_and_sends_the_rest_when_it_ends(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "here")
+    copy = tmp_path / "shared" / NAME
+    background = Mirror(tmp_path / "here", str(tmp_path / "shared"), every_s=0.05)
+    background.start()
+    deadline = time.monotonic() + 60
+    while not copy.exists():
+        assert time.monotonic() < deadline, "nothing was mirrored"
+        time.sleep(0.01)
+    ledger.launch(LAUNCH)
+    assert background.stop() is None
+    restore(str(tmp_path / "shared"), tmp_path / "there")
+    assert Ledger(tmp_path / "there").launches() == [LAUNCH.id]
+
+
+def test_a_place_that_takes_nothing_is_said_and_does_not_end_the_command(tmp_path: Path) -> None:
+    Ledger(tmp_path / "here")
+    (tmp_path / "file").write_text("")
+    background = Mirror(tmp_path / "here", str(tmp_path / "file" / "below"), every_s=0.05)
+    background.start()
+    assert "can't be mirrored" in str(background.stop())
