@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test test-long lint clean
 
 setup: .venv/made  ## the environment, pinned, and nothing else
 
@@ -31,6 +31,9 @@ lint: setup
 
 test: setup lint  ## everything that CI checks
 	$(BIN)/python -m pytest
+
+test-long: setup  ## the tests that take minutes each: clusters, jobs, nodes that die
+	$(BIN)/python -m pytest -m long
 
 clean:  ## the environment and what the demo made
 	rm -rf .venv .orchestrator mlruns mlflow.db predictions.parquet

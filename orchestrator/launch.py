@@ -39,7 +39,7 @@ from pipelines.stream import Streamed
 
 Show = Callable[[Event | Plan], None]
 FINISH_S = 20.0  # how long an ending command waits for an MLflow that doesn't answer
-SOON_S = 5.0  # ... one that was interrupted
+SOON_S = 15.0  # ... one that was interrupted
 GRACE_S = 10.0  # for runs under way to write a checkpoint, when a command is interrupted
 HOOK = "orchestrator.execution.executor.set_up_worker"
 
@@ -53,15 +53,15 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
     began = time.time()
     check_storage(asked.experiment)
     beside = Beside(home(), asked.experiment)
-    ledger, earlier = resuming.open_ledger(command, asked, resume)
+    earlier = resuming.earlier(command, asked, resume) if resume is not None else None
     with contextlib.ExitStack() as held:
-        launch_id = earlier.id if earlier is not None else new_id()
-        held.enter_context(driving(home(), launch_id))
         found = held.enter_context(_connected(address, 1, 0)) if address is not None else this_machine()
         plan = plan_of(command, asked, found, on_cluster=address is not None)
         show(plan)
         if address is not None:
             asked = dataclasses.replace(asked, sent=sent_to_cluster(asked))
+        ledger, launch_id = Ledger(home()), earlier.id if earlier is not None else new_id()
+        held.enter_context(driving(home(), launch_id))
         beside.start()  # MLflow is imported while Ray starts
         try:
             if address is None and plan.executor != "inline":

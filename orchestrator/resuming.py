@@ -33,13 +33,18 @@ class Begun:
     under_way: list[RunStarted]
 
 
-def open_ledger(command: Command, asked: Asked, which: str | None) -> tuple[Ledger, Launch | None]:
-    """This folder's ledger, and the launch to go on with, if one is. A folder without one takes the copy in `storage.path`."""
+def earlier(command: Command, asked: Asked, which: str) -> Launch:
+    """The launch to go on with, by this folder's ledger; a folder without one takes the copy in `storage.path`. Raises Refused."""
     storage = asked.experiment.storage.path
-    if which is not None and storage is not None:
+    if storage is not None:
         restore(mirror_of(storage, asked.experiment.name), home())
+    if not (home() / "ledger.sqlite").exists():
+        raise _nothing(command, asked)
     ledger = Ledger(home())
-    return ledger, find(ledger, command, asked, which) if which is not None else None
+    try:
+        return find(ledger, command, asked, which)
+    finally:
+        ledger.close()
 
 
 def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
@@ -49,9 +54,7 @@ def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
     if which != NEWEST:
         launches = [launch for launch in launches if launch.id == which] or _refuse_unknown(command, which, launches)
     if not launches:
-        raise Refused(
-            f"there is no {command} of '{experiment.name}' in {ledger.path} to go on with; start it without --resume", key="--resume"
-        )
+        raise _nothing(command, asked)
     launch = launches[-1]
     if launch.fingerprint != asked.prepared.fingerprint:
         raise Refused(f"the data are no longer those of {command} {launch.id}: start it anew, without --resume", key="--resume")
@@ -60,6 +63,11 @@ def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
     if differing:
         raise ExperimentError([Problem(key, None, _differs(command, launch, before.get(key), now.get(key))) for key in differing])
     return replace(launch, experiment=experiment.plain(), metric=experiment.metric, mode=experiment.mode)
+
+
+def _nothing(command: str, asked: Asked) -> Refused:
+    where = home() / "ledger.sqlite"
+    return Refused(f"there is no {command} of '{asked.experiment.name}' in {where}; start it without --resume", key="--resume")
 
 
 def _as_read_now(launch: Launch, asked: Asked) -> dict[str, Any]:

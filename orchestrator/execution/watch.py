@@ -111,15 +111,15 @@ class Stall:
 
 
 def shortage(workers: int, each: Mapping[str, float]) -> str | None:
-    """Which resource is short, and who holds it, as far as Ray says; None: there is room, or a worker has its place and starts."""
+    """Which resource is short, and who holds it, as far as Ray says; None: there is room."""
     need = " and ".join(f"{amount:g} {name}" for name, amount in each.items() if amount)
     waits = f"{workers} worker{'s wait' if workers > 1 else ' waits'} for {need}" + (" each" if workers > 1 else "")
     try:
         total, free = _per_node("total_resources_per_node"), _per_node("available_resources_per_node")
-        holders, starting = _holders(), _starting()
+        holders = _holders()
     except Exception:  # a client's connection (ray://)
         return waits
-    if starting or any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in free.values()):
+    if any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in free.values()):
         return None
     if not any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in total.values()):
         largest = "; ".join(" and ".join(f"{node.get(name, 0):g} {name}" for name in each) for node in total.values())
@@ -148,10 +148,3 @@ def _holders() -> str:
         who = "this command" if job == own else f"'{about.get('Entrypoint') or 'a driver'}' (job {job}, pid {about.get('DriverPid')})"
         said.append(f"{who} with {actors} actor{'s' if actors > 1 else ''}")
     return ", ".join(said)
-
-
-def _starting() -> bool:
-    """Whether an actor of this command has a node, and isn't up yet."""
-    own = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
-    pending = ray._private.state.state.actor_table(None, own, "PENDING_CREATION").values()
-    return any(set(actor["Address"]["NodeID"]) - {"f"} for actor in pending)

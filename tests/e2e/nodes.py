@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,8 +33,9 @@ class Nodes:
     env: dict[str, str]
     client_address: str  # ray://
     jobs_address: str | None  # http://, with a dashboard
-    processes: tuple[subprocess.Popen[bytes], ...]
+    processes: list[subprocess.Popen[bytes]]
     folder: Path
+    start: Callable[[Path], subprocess.Popen[bytes]]  # another node, below a folder of its own
 
     def kill(self, place: int) -> None:
         """SIGKILL a whole node: raylet, agents and workers; 0 is the head."""
@@ -46,9 +47,17 @@ class Nodes:
                 os.kill(pid, signal.SIGKILL)
         self.processes[place].wait(20)
 
+    def replace(self, place: int) -> None:
+        """Kill a node, and start another one in its place."""
+        self.kill(place)
+        shutil.rmtree(self.folder / str(place), ignore_errors=True)
+        self.processes[place] = self.start(self.folder / str(place))
+
 
 @contextlib.contextmanager
-def cluster(nodes: int = 2, cpus: int = 1, dashboard: bool = False, env: Mapping[str, str] | None = None) -> Iterator[Nodes]:
+def cluster(
+    nodes: int = 2, cpus: int = 1, dashboard: bool = False, env: Mapping[str, str] | None = None, head_cpus: int | None = None
+) -> Iterator[Nodes]:
     """So many raylets on 127.0.0.1, with token authentication; `env`: more for the nodes' environment. All ended at the end."""
     folder = Path(tempfile.mkdtemp(prefix="rn", dir="/tmp"))  # short: unix sockets lie below it
     token = folder / "token"
@@ -62,11 +71,16 @@ def cluster(nodes: int = 2, cpus: int = 1, dashboard: bool = False, env: Mapping
     head = ["--head", f"--port={gcs}", f"--ray-client-server-port={client}", f"--include-dashboard={str(dashboard).lower()}"]
     started: list[subprocess.Popen[bytes]] = []
     try:
-        started.append(_started([*head, f"--dashboard-port={board}"], agents[0], cpus, given, folder / "0"))
+        of_head = cpus if head_cpus is None else head_cpus
+        started.append(_started([*head, f"--dashboard-port={board}"], agents[0], of_head, given, folder / "0"))
         for place in range(1, nodes):
             started.append(_started([f"--address=127.0.0.1:{gcs}"], agents[place], cpus, given, folder / str(place)))
         jobs = f"http://127.0.0.1:{board}" if dashboard else None
-        yield Nodes(f"127.0.0.1:{gcs}", own, f"ray://127.0.0.1:{client}", jobs, tuple(started), folder)
+
+        def start(below: Path) -> subprocess.Popen[bytes]:
+            return _started([f"--address=127.0.0.1:{gcs}"], _free_ports(1)[0], cpus, given, below)
+
+        yield Nodes(f"127.0.0.1:{gcs}", own, f"ray://127.0.0.1:{client}", jobs, started, folder, start)
     finally:
         _end(started, folder)
 

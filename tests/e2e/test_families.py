@@ -118,6 +118,7 @@ def test_numbers_are_learned_from_sequences_and_their_residuals_are_drawn(shell:
     assert json.loads((folder / "residuals.json").read_text())["r2"] > 0.7
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("config", "short", "metric", "noise"),
     [

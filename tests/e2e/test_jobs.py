@@ -20,7 +20,7 @@ import pytest
 from tests.e2e.conftest import EXPERIMENT, PROJECT, Said, Shell, Typed, epochs_in_ledger, open_shell, wait_for
 from tests.e2e.nodes import Nodes, cluster
 
-slow = pytest.mark.slow
+slow = pytest.mark.long
 TRIALS, EPOCHS = 4, 20
 PACED = """
 import time

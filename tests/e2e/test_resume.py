@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -21,17 +22,16 @@ SOME = ("sweep.trials=6", "training.epochs=3")
 TIMED = ("epoch_s", "samples_per_s")
 
 
-def kill_after(shell: Shell, epochs: int, *words: str, sent: signal.Signals = signal.SIGKILL) -> None:
-    """Start a command and kill its driver when so many epochs are recorded; every process of it has ended then."""
+def kill_after(shell: Shell, epochs: int, *words: str) -> None:
+    """Start a command, and kill its driver when so many epochs are recorded; then what is left: Ray's agents take a minute to notice."""
     command = shell.start(*words)
     try:
-        wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= epochs or command.process.poll() is not None)
-        os.kill(command.process.pid, sent)
+        wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= epochs or command.process.poll() is not None, 300)
+        command.process.kill()
         command.finish(60)
     finally:
-        if command.process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(command.process.pid, signal.SIGKILL)
-    wait_for("the end of every process", lambda: not in_group(command.process.pid), 30)
 
 
 def ledger_of(shell: Shell) -> Ledger:
@@ -73,11 +73,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[tupl
     return recorded(shell)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_driver_killed_at_random_moments_loses_nothing_and_repeats_nothing(
     shell: Shell, seed: int, undisturbed: dict[int, list[tuple[int, float]]]
 ) -> None:
-    moments = sorted(random.Random(seed).sample(range(1, 47), 4))
+    moments = sorted(random.Random(seed).sample(range(1, 47), 5))
     words = ("sweep", EXPERIMENT, *LONG, "sweep.max_concurrent=1")
     for place, epochs in enumerate(moments):
         kill_after(shell, epochs, *words, *(["--resume"] if place else []))

@@ -115,7 +115,7 @@ def test_a_server_that_comes_up_while_training_runs_gets_everything(
     assert run.data.metrics["test_accuracy"] == said.json["test"]["test_accuracy"]
 
 
-@pytest.mark.parametrize("mood", ["refuses", "hangs", "429"])
+@pytest.mark.parametrize("mood", ["refuses", pytest.param("hangs", marks=pytest.mark.long), pytest.param("429", marks=pytest.mark.long)])
 def test_trouble_in_the_middle_loses_no_epoch_and_doubles_none(
     mood: Mood, shell: Shell, begin: Begin, proxy: Proxy, port: int, name: str, type_: Typed
 ) -> None:

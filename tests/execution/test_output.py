@@ -44,7 +44,8 @@ def run(make_job: MakeJob, tmp_path: Path) -> Run:
     (tmp_path / "own_net.py").write_text(OWN)
 
     def finish(executor: Any, trial: int) -> Path:
-        job = make_job("model={class: own_net:Net, channels: [4], norm: none}", folder=tmp_path, trial=trial, checkpoints=f"run-{trial}")
+        net = "model={class: own_net:Net, channels: [4], pool_after: [1], norm: none}"
+        job = make_job(net, folder=tmp_path, trial=trial, checkpoints=f"run-{trial}")
         logs = tmp_path / "logs" / f"run-{trial}"
         executor.start(0, dataclasses.replace(job, logs=str(logs)))
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -147,9 +148,12 @@ class TestDeaths(Jobs):
         late = Pool(1, 1, 0, stall_s=2)
         try:
             late.start(0, job(1, "training.epochs=1"))
-            threading.Thread(target=lambda: (wait_until(lambda: late.stall.said_at > late.stall.since), ray.kill(holder))).start()
-            with pytest.warns(Note, match=r"no progress for \d+ s: 1 worker waits for 1 CPU; 0 of 2 CPU free; held by this command with"):
+            with pytest.warns(Note) as said:  # noqa: PT031  its list is what the thread waits for
+                threading.Thread(target=lambda: (wait_until(lambda: said.list), ray.kill(holder))).start()
                 [(_, event)] = late.wait()
+            assert re.match(
+                r"no progress for \d+ s: 1 worker waits for 1 CPU; 0 of 2 CPU free; held by this command with", str(said.list[0].message)
+            )
             late.verdict(0, True)
             [(_, ended)] = late.wait()
             assert (event.trial, ended.state) == (1, "finished")  # type: ignore[union-attr]
