@@ -25,7 +25,6 @@ from .ragged import MOST_CELLS, Column, Columns, Ragged, by_size, cells_of, in_m
 from .rowgroups import Refill, RowGroups
 
 BUFFER_BYTES, BUFFER_ROWS = 32 << 20, 1 << 18  # a buffer's rows, encoded: enough groups of 2 MB (see prepare) for a good shuffle
-VIEWS = 64  # batches cut at once
 ROW_BYTES = 40  # what is known of each row of a buffer: its number, its place
 T = TypeVar("T")
 
@@ -67,7 +66,8 @@ class Streamed:
             columns = {**columns, **{name: _slice(values, first, first + rows) for name, values in self.beside.items()}}
             first += rows
             if cells_of(columns) is None:
-                batches = _cuts(columns, _sizes(rows, rows_at_once(columns, size, MOST_CELLS)))
+                step = rows_at_once(columns, size, MOST_CELLS)
+                batches = (cut(columns, at, at + step) for at in range(0, rows, step))
             else:
                 batches = (take(columns, some) for some in by_size(columns, torch.arange(rows), size, MOST_CELLS))
             for batch in batches:
@@ -79,13 +79,11 @@ class Streamed:
         for at in range(groups.start, groups.stop, self.at_once):
             chosen = range(at, min(at + self.at_once, groups.stop))
             begin, end = int(self.groups.starts[chosen.start]), int(self.groups.starts[chosen.stop])
-            before = max(0, first - begin)  # rows of the first group that come before `first`: then none are waiting
-            there = waiting + min(end, last) - begin - before
-            whole = there if end >= last else there // size * size
-            places = np.arange(-before, waiting + end - begin - before)
-            places[before + whole :] = -1
-            yield Refill(chosen, places, np.arange(before + whole, before + there), whole, whole)
-            waiting = there - whole
+            rows = np.delete(np.arange(waiting + end - begin), slice(waiting, waiting + max(0, first - begin)))
+            rows = rows[: len(rows) - max(0, end - last)]
+            whole = len(rows) if end >= last else len(rows) // size * size
+            yield Refill(chosen, rows[:whole], rows[whole:], whole)
+            waiting = len(rows) - whole
 
     def buffers(self, refills: Iterator[Refill]) -> Iterator[tuple[Columns, int]]:
         """Buffers of encoded rows, read one ahead in a thread of their own."""
@@ -114,35 +112,39 @@ class StreamedBatches:
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Step]:
         """The steps of an epoch (from 1), without the first `skip`, of which nothing is encoded and at most a buffer is read."""
         for columns, rows in self.part.buffers(map(self._own, self._from(skip, self.order(epoch)))):
-            totals = _sizes(rows, self.batch_size)
-            own = {total: pieces_of(total, self.rank, self.world_size, self.accumulate) for total in set(totals)}
-            pieces = _cuts(columns, [count for total in totals for count in own[total]])
-            for total in totals:
-                yield Step([self.part.moved(next(pieces)) for _ in own[total]], sum(own[total]), total)
+            at = 0
+            for first in range(0, rows, self.batch_size):
+                total = min(self.batch_size, rows - first)
+                _, own = share_of(total, self.rank, self.world_size)
+                yield Step(self._pieces(columns, at, total), own, total)
+                at += own
+
+    def _pieces(self, columns: Columns, at: int, total: int) -> list[Batch]:
+        """A rank's share of a global batch, which lies in its buffer from `at` on."""
+        pieces = []
+        for count in pieces_of(total, self.rank, self.world_size, self.accumulate):
+            pieces.append(self.part.moved(cut(columns, at, at + count)))
+            at += count
+        return pieces
 
     def order(self, epoch: int) -> Iterator[Refill]:
         """The buffers of an epoch for all ranks together: whole batches, but for the last."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         starts, cells = self.part.groups.starts, self.part.cells
         groups = torch.randperm(len(starts) - 1, generator=generator).tolist()
-        permutations = dict[int, torch.Tensor]()
         waiting = torch.zeros(0, dtype=torch.int64)  # rows that wait for the next buffer; where they have sizes, these
         for at in range(0, len(groups), self.at_once):
             chosen = groups[at : at + self.at_once]
-            there = len(waiting) + sum(int(starts[group + 1] - starts[group]) for group in chosen)
+            read = sum(int(starts[group + 1] - starts[group]) for group in chosen)
+            there = len(waiting) + read
             whole = there if at + self.at_once >= len(groups) else there - there % self.batch_size
-            kept = torch.arange(whole, there)  # the last ones, so that the other groups are used whole
-            places = torch.empty(there, dtype=torch.int64)
-            places[whole:] = -1
-            if cells is None:
-                _turned(permutations, places[:whole], generator)
-                waiting = kept
-            else:
+            sizes = waiting
+            if cells is not None:
                 sizes = torch.cat([waiting, *(torch.from_numpy(cells[starts[g] : starts[g + 1]].astype(np.int64)) for g in chosen)])
-                order = torch.randperm(whole, generator=generator)
-                places[alike(order, sizes[order], self.batch_size, generator)] = torch.arange(whole)
-                waiting = sizes[kept]
-            yield Refill(chosen, places.numpy(), kept.numpy(), whole, whole)
+            order, kept = torch.randperm(whole, generator=generator), torch.arange(whole, there)  # so that the other groups are used whole
+            rows = alike(order, None if cells is None else sizes[order], self.batch_size, generator)
+            yield Refill(chosen, rows.numpy(), kept.numpy(), whole)
+            waiting = kept if cells is None else sizes[kept]
 
     def _from(self, skip: int, refills: Iterator[Refill]) -> Iterator[Refill]:
         """Without the first `skip` batches: of the buffers before, only the last one is read, for the rows that waited."""
@@ -150,53 +152,21 @@ class StreamedBatches:
         for refill in refills:
             if rows and rows >= refill.total:
                 waited = 0 if before is None else len(before.kept)
-                places = np.full(len(refill.places) - waited, -1)
-                rows, before = rows - refill.total, replace(refill, places=places, kept=refill.kept - waited, rows=0, total=0)
+                rows, before = rows - refill.total, replace(refill, rows=refill.rows[:0], kept=refill.kept - waited, total=0)
                 continue
             if before is not None and len(before.kept):
                 yield before
-            yield replace(refill, places=refill.places - rows, rows=refill.rows - rows, total=refill.total - rows) if rows else refill
+            yield replace(refill, rows=refill.rows[rows:], total=refill.total - rows)
             rows, before = 0, None
 
     def _own(self, refill: Refill) -> Refill:
         """This rank's share of each batch of a buffer."""
-        if self.world_size == 1 or refill.total == 0:
+        if self.world_size == 1:
             return refill
-        shares = np.array([share_of(total, self.rank, self.world_size) for total in _sizes(refill.total, self.batch_size)]).reshape(-1, 2)
-        (firsts, counts), places = shares.T, refill.places  # [batches]: the first of its own rows in each, how many
-        batch = np.maximum(places, 0) // self.batch_size
-        inside = places - batch * self.batch_size - firsts[batch]
-        own = (inside >= 0) & (inside < counts[batch])
-        place = (np.cumsum(counts) - counts)[batch] + inside
-        return replace(refill, places=np.where(own, place, -1), rows=int(counts.sum()))
-
-
-def _turned(permutations: dict[int, torch.Tensor], places: torch.Tensor, generator: torch.Generator) -> None:
-    """Fill in places at random: by the epoch's permutation of so many, turned by another amount each time.
-
-    For each buffer a uniform one, in a tenth of the time that drawing it anew takes; the groups, which come in a random order, differ.
-    """
-    rows = len(places)
-    if rows not in permutations:
-        permutations[rows] = torch.randperm(rows, generator=generator)
-    turn = int(torch.randint(max(1, rows), (), generator=generator))
-    places[: rows - turn], places[rows - turn :] = permutations[rows][turn:], permutations[rows][:turn]
-
-
-def _sizes(rows: int, size: int) -> list[int]:
-    """The sizes of batches of so many rows: as large as may be, the last one the rest."""
-    return [min(size, rows - first) for first in range(0, rows, size)]
-
-
-def _cuts(columns: Columns, sizes: list[int]) -> Iterator[Batch]:
-    """Consecutive rows as batches of these sizes; views where all have one size, made some at once, which is 3 x as fast as one by one."""
-    first, same = 0, {name: values for name, values in columns.items() if not isinstance(values, Ragged)}
-    for some in (sizes[at : at + VIEWS] for at in range(0, len(sizes), VIEWS)):
-        views = [values[first : first + sum(some)].split(some) for values in same.values()]
-        for size, *batch in zip(some, *views, strict=True):
-            ragged = cut(columns, first, first + size) if len(same) < len(columns) else {}
-            yield ragged | dict(zip(same, batch, strict=True))
-            first += size
+        batches = [refill.rows[at : at + self.batch_size] for at in range(0, len(refill.rows), self.batch_size)]
+        shares = [share_of(len(batch), self.rank, self.world_size) for batch in batches]
+        own = [batch[first : first + count] for batch, (first, count) in zip(batches, shares, strict=True)]
+        return replace(refill, rows=np.concatenate([refill.rows[:0], *own]))
 
 
 def _slice(values: Column, first: int, last: int) -> Column:

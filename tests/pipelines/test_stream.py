@@ -113,13 +113,6 @@ def test_the_order_is_a_function_of_seed_and_epoch_over_the_whole_part(prepared:
     assert max(early) - min(early) > ROWS / 2  # the first batches of epochs come from anywhere
 
 
-def test_each_buffer_of_an_epoch_is_shuffled_otherwise(prepared: Prepared) -> None:
-    places = [refill.places for refill in StreamedBatches(streamed(prepared), 20, 1).order(1)]
-    assert all(sorted(of[of >= 0]) == list(range(int(of.max()) + 1)) for of in places)
-    whole = [tuple(of) for of in places if len(of) == AT_ONCE * GROUP]
-    assert len(whole) == len(set(whole)) == 2
-
-
 def test_the_columns_of_a_batch_stay_together(prepared: Prepared) -> None:
     for step in StreamedBatches(streamed(prepared), 64, 0).epoch(1):
         assert all(torch.equal(piece["y"], piece["x"] * 10) for piece in step.pieces)
