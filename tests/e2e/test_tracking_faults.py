@@ -135,6 +135,7 @@ def test_trouble_in_the_middle_loses_no_epoch_and_doubles_none(
     everything_arrived_once(shell, port, name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mood", ["hangs", "500"])
 def test_a_sweep_that_ends_while_the_server_is_in_trouble_says_so_and_sync_sends_the_rest(
     mood: Mood, shell: Shell, proxy: Proxy, port: int, name: str, type_: Typed
