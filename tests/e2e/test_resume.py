@@ -109,7 +109,7 @@ def weights(shell: Shell) -> dict[str, Any]:
 TRAIN = ("train", EXPERIMENT, "training.epochs=6", "training.precision=fp32", "model.dropout=0.3", "training.augment.shift=0.1")
 
 
-@pytest.mark.parametrize("every", ["{epochs: 1}", "{steps: 3}"])
+@pytest.mark.parametrize("every", [pytest.param("{epochs: 1}", marks=pytest.mark.long), "{steps: 3}"])
 def test_a_run_killed_in_training_ends_with_the_same_weights_bit_for_bit(shell: Shell, tmp_path: Path, every: str) -> None:
     words = (*TRAIN, f"training.checkpoint_every={every}")
     (tmp_path / "whole").mkdir()
