@@ -139,6 +139,22 @@ def shell(tmp_path: Path) -> Shell:
     return open_shell(tmp_path)
 
 
+@pytest.fixture
+def begin(shell: Shell) -> Iterator[Callable[..., Started]]:
+    """Starts a command that ends with the test, whatever happens."""
+    begun: list[Started] = []
+
+    def made(*words: str) -> Started:
+        begun.append(shell.start(*words))
+        return begun[-1]
+
+    yield made
+    for command in begun:
+        if command.process.poll() is None:
+            os.killpg(command.process.pid, signal.SIGKILL)
+            command.process.wait()
+
+
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, Any]:
     """A folder in which the main job has run once, and what the sweep said."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -64,22 +62,6 @@ def disk() -> Iterator[MakeDisk]:
             return Disk(folder)
 
         yield made
-
-
-@pytest.fixture
-def begin(shell: Shell) -> Iterator[Callable[..., Started]]:
-    """Starts a command that ends with the test, whatever happens."""
-    begun: list[Started] = []
-
-    def made(*words: str) -> Started:
-        begun.append(shell.start(*words))
-        return begun[-1]
-
-    yield made
-    for command in begun:
-        if command.process.poll() is None:
-            os.killpg(command.process.pid, signal.SIGKILL)
-            command.process.wait()
 
 
 def epochs(folder: Path) -> list[int]:

@@ -41,22 +41,6 @@ def proxy(port: int, shell: Shell) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def begin(shell: Shell) -> Iterator[Callable[..., Started]]:
-    """Starts a command that ends with the test, whatever happens."""
-    begun: list[Started] = []
-
-    def made(*words: str) -> Started:
-        begun.append(shell.start(*words))
-        return begun[-1]
-
-    yield made
-    for command in begun:
-        if command.process.poll() is None:
-            os.killpg(command.process.pid, signal.SIGKILL)
-            command.process.wait()
-
-
-@pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
     """An experiment of this test's own: the server is everybody's."""
     return "".join(c if c.isalnum() else "-" for c in request.node.name)
