@@ -60,7 +60,7 @@ def train(
         state=run.state,
         epochs=run.epochs,
         executor=out.plan.executor,
-        workers=out.plan.workers,
+        workers=len(out.nodes) or out.plan.workers,
         nodes=out.nodes,
         best=run.best,
         test=out.test,

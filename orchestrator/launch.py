@@ -27,6 +27,7 @@ from orchestrator.errors import Failed, Interrupted, Lost, Note, OrchestratorErr
 from orchestrator.events import Event
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.sweep import drive
+from orchestrator.experiment.config import ScalingConfig
 from orchestrator.experiment.plan import Command, Plan
 from orchestrator.outcome import Ended, Outcome, outcome
 from orchestrator.records import provenance
@@ -169,7 +170,7 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
 
     why: str | None = None
     error: str | None = None
-    executor = make_executor(plan, asked.experiment.scaling.timeout_s)  # before the search: its workers start while that is made
+    executor = make_executor(plan, asked.experiment.scaling)  # before the search: its workers start while that is made
     try:
         begun = resuming.begin(command, asked, plan, ledger, launch.id)
         drive(executor, begun.judge, Trials(asked, plan, launch).make, append, begun.under_way)
@@ -187,8 +188,8 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
     return Ended(state, winner, why)
 
 
-def make_executor(plan: Plan, timeout_s: float) -> Executor:
-    """The executor that the plan names. `timeout_s`: after which a worker that doesn't answer the others is ended."""
+def make_executor(plan: Plan, scaling: ScalingConfig) -> Executor:
+    """The executor that the plan names."""
     if plan.executor == "inline":
         from orchestrator.execution.inline import Inline
 
@@ -199,4 +200,4 @@ def make_executor(plan: Plan, timeout_s: float) -> Executor:
         return Pool(plan.slots, plan.cpus, plan.gpus, plan.accelerator)
     from orchestrator.execution.ddp import Gangs
 
-    return Gangs(plan.slots, plan.workers, plan.cpus, plan.gpus, plan.accelerator, timeout_s=timeout_s)
+    return Gangs(plan.slots, (plan.fewest, plan.workers), plan.cpus, plan.gpus, plan.accelerator, scaling.timeout_s, scaling.resize_s)

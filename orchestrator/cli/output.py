@@ -121,7 +121,8 @@ class Progress:
     def _planned(self, plan: Plan) -> None:
         runs = f"{plan.trials} trials, {plan.slots} at a time, up to " if plan.trials > 1 else ""
         epochs = f"{plan.epochs} epoch{'s' if plan.epochs > 1 else ''}"
-        workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''} of {plan.cpus:g} CPU{'' if plan.cpus == 1 else 's'}"
+        count = f"{plan.fewest} to {plan.workers}" if plan.fewest < plan.workers else str(plan.workers)
+        workers = f"{count} worker{'s' if plan.workers > 1 else ''} of {plan.cpus:g} CPU{'' if plan.cpus == 1 else 's'}"
         say(f"{runs}{epochs}, {workers}, {plan.precision}; {plan.executor}: {plan.why}")
         for note in plan.notes:
             say(f"note: {note}")

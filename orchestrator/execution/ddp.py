@@ -18,34 +18,39 @@ from typing import Any
 
 import ray
 import ray.train  # here, not in the gangs' threads: two at once would find it half imported
-import ray.train.torch
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import Failed, Lost, Note
 from orchestrator.events import RunEnded
 from orchestrator.execution import gang
+from orchestrator.execution.elastic import ElasticTrainer
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.hub import Heard, Hub, Hung
-from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall
+from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall, placed_groups
 from orchestrator.execution.worker import end_process, on_node
 from orchestrator.training.trial import Job
 
 TIMEOUT_S = 600.0
+RESIZE_S = 60.0  # a gang that grows starts anew, which costs 10 to 20 s
 ABORT_S = 8.0  # Ray Train gives the ranks 5 s to shut down
 
 
 class Gangs:
-    """`slots` gangs of `workers` ranks, each fitted in a thread of this process. `timeout_s`: of a collective, after which a rank hangs."""
+    """`slots` gangs of (fewest, most) `workers`, each fitted in a thread of this process.
+
+    `timeout_s`: of a collective, after which a rank hangs; `resize_s`: how often a gang of fewer ranks than the most looks for room.
+    """
 
     def __init__(
-        self, slots: int, workers: int, cpus: float, gpus: float, accelerator: str | None = None, timeout_s: float = TIMEOUT_S,
-        stall_s: float = STALL_S,
+        self, slots: int, workers: tuple[int, int], cpus: float, gpus: float, accelerator: str | None = None, timeout_s: float = TIMEOUT_S,
+        resize_s: float = RESIZE_S, stall_s: float = STALL_S,
     ) -> None:  # fmt: skip
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # default 2: a death is seen so much later
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # default 60: busy machines need more
-        self.slots, self.workers, self.timeout_s = slots, workers, timeout_s
+        self.slots, self.fewest, self.timeout_s = slots, workers[0], timeout_s
         self.each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # soft: Ray puts it elsewhere at times
         self.hub = ray.remote(Hub).options(num_cpus=0, scheduling_strategy=here).remote(slots, max(2.0, min(30.0, timeout_s / 4)))
         self.running: dict[int, Job] = {}
         self.broken: dict[int, str] = {}
@@ -55,7 +60,11 @@ class Gangs:
         self._closed = self._lost = self._deaf = False  # lost: Ray itself; deaf: the hub
         self.folder = tempfile.TemporaryDirectory(prefix="orchestrator-train-")
         scaling = ray.train.ScalingConfig(
-            num_workers=workers, use_gpu=bool(gpus), resources_per_worker=self.each, accelerator_type=accelerator
+            num_workers=workers if workers[0] < workers[1] else workers[1],
+            use_gpu=bool(gpus),
+            resources_per_worker=self.each,
+            accelerator_type=accelerator,
+            elastic_resize_monitor_interval_s=resize_s,
         )
         self.threads = [threading.Thread(target=self._fit, args=(number, scaling, gpus), daemon=True) for number in range(slots)]
         for thread in self.threads:
@@ -63,10 +72,11 @@ class Gangs:
 
     def _fit(self, number: int, scaling: ray.train.ScalingConfig, gpus: float) -> None:
         try:
-            ray.train.torch.TorchTrainer(
+            trainer = ElasticTrainer if scaling.elasticity_enabled else TorchTrainer
+            trainer(
                 gang.train,
                 train_loop_config={"hub": self.hub, "gang": number, "gpus": gpus, "timeout_s": self.timeout_s},
-                torch_config=ray.train.torch.TorchConfig(timeout_s=self.timeout_s),
+                torch_config=TorchConfig(timeout_s=self.timeout_s),
                 scaling_config=scaling,
                 run_config=ray.train.RunConfig(
                     name=f"gang-{number}",
@@ -163,7 +173,7 @@ class Gangs:
                 self.moved.add(slot)
                 self.hub.stop.remote(slot, True)
         if self.running and not any(gangs[slot].up for slot in self.running):
-            self.stall.check(self.workers * len(self.running), self.each)
+            self.stall.check(self.fewest * len(self.running), self.each, lambda: placed_groups() < self.slots)
         else:
             self.stall.progress()
 

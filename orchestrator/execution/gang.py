@@ -108,6 +108,7 @@ class Telling(ControllerCallback):  # type: ignore[misc]
 
     def __init__(self, hub: Any, gang: int) -> None:
         self.hub, self.gang, self.told = hub, gang, False
+        self.error: Any = None
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Whatever Ray Train's controller is at now."""
@@ -115,8 +116,13 @@ class Telling(ControllerCallback):  # type: ignore[misc]
             self.told = True
             self.hub.controlled.remote(self.gang, ray.get_runtime_context().current_actor)
         error = getattr(current_state, "training_failed_error", None)
-        if error is not None:
+        if error is not None and error is not self.error:  # while it waits for room the state stays, and is said again and again
+            self.error = error
             ray.get(self.hub.failed.remote(self.gang, *_cause(error)))  # raises, which ends the gang, if the hub is dead
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Before ranks are ended, for there is room for more of them, or less: they write a checkpoint."""
+        ray.get(self.hub.pause.remote(self.gang))
 
 
 def _cause(error: Any) -> tuple[Cause, str, bool]:

@@ -19,6 +19,8 @@ from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, judge
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.training.trial import Job
 
+PAUSE_S = 60.0  # for a step, or an evaluation, and a checkpoint
+
 
 class Answer(Enum):
     """What rank 0 is told instead of a job or a verdict."""
@@ -74,6 +76,7 @@ class _Gang:
     up: bool = False
     moving: bool = False  # it was asked to stop, to go on elsewhere
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)  # after `stop`: its checkpoint is written
     asked: asyncio.Future[bool] | None = None  # the verdict on an epoch
     ranks: dict[int, Rank] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)  # the ranks whose collective broke
@@ -140,7 +143,7 @@ class Hub:
         found.lost.discard(rank.rank)
         if rank.rank == 0:
             found.stop.set()  # who waited for it is gone
-            found.stop, found.dealt, found.moving = asyncio.Event(), asyncio.Event(), False
+            found.stop, found.left, found.dealt, found.moving = asyncio.Event(), asyncio.Event(), asyncio.Event(), False
 
     async def stop_asked(self, gang: int) -> bool:
         """Answers when the gang is to stop."""
@@ -151,12 +154,12 @@ class Hub:
         found = self.gangs[gang]
         found.up, found.failures = True, 0
         if found.stop.is_set():
-            return Answer.LEAVE
+            return self._leave(found)
         self._start_again(gang, found)
         deadline = time.monotonic() + wait_s
         while self._held(found) or (found.job is None and not found.jobs):
             if found.stop.is_set():
-                return Answer.LEAVE
+                return self._leave(found)
             rest = deadline - time.monotonic()
             if rest <= 0:
                 return Answer.WAIT
@@ -164,6 +167,11 @@ class Hub:
         if found.job is None:
             found.past, found.job = Past(), found.jobs.popleft()
         return found.job
+
+    def _leave(self, found: _Gang) -> Answer:
+        """To ranks that have nothing more to write."""
+        found.left.set()
+        return Answer.LEAVE
 
     def _start_again(self, gang: int, found: _Gang) -> None:
         """The unfinished job of ranks that died, were moved, or became more or fewer."""
@@ -191,9 +199,9 @@ class Hub:
         if found.job is None or found.job.trial != event.trial:
             return None
         if event.state == "interrupted" and event.error is None and found.moving:
-            return Answer.LEAVE
+            return self._leave(found)
         self._ended(gang, event)
-        return Answer.LEAVE if found.stop.is_set() else None
+        return self._leave(found) if found.stop.is_set() else None
 
     async def answer(self, gang: int, wait_s: float) -> bool | Answer:
         """The verdict on the epoch that was reported."""
@@ -228,6 +236,16 @@ class Hub:
     async def controlled(self, gang: int, control: Any) -> None:
         """The actor that starts and watches the gang's ranks."""
         self.gangs[gang].control = control
+
+    async def pause(self, gang: int) -> None:
+        """Answers when a gang that runs has written its checkpoint, so that its ranks can be ended; or after a while."""
+        found = self.gangs[gang]
+        if not found.up:
+            return
+        await self.stop(gang, True)
+        if found.job is not None:
+            await _within(found.left.wait(), PAUSE_S)
+        found.up = False
 
     async def failed(self, gang: int, cause: Cause, says: str, counts: bool) -> None:
         """The gang's ranks ended, or didn't start; `counts`: for another reason than want of room."""

@@ -18,7 +18,7 @@ from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, judge
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.placement import Seat, Wants, assign
-from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall
+from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall, demanded
 from orchestrator.execution.worker import About, Worker, on_node, oom_kills
 from orchestrator.training.trial import Job
 
@@ -222,7 +222,7 @@ class Pool:
             if kind == "probe" and time.monotonic() - of[3] > PROBE_S:
                 ray.cancel(ref, force=True)
         if any(w.waits for w in self.works.values()) and all(a.work is None for a in self.actors):
-            self.stall.check(sum(a.about is None for a in self.actors), self.each)
+            self.stall.check(sum(a.about is None for a in self.actors), self.each, lambda: demanded(self.each))
         else:
             self.stall.progress()
 

@@ -8,10 +8,11 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.autoscaler.v2.sdk import get_cluster_status
 
 from orchestrator.errors import Lost, Note
 
@@ -98,38 +99,58 @@ class Stall:
         """Something goes on."""
         self.since = self.said_at = time.monotonic()
 
-    def check(self, workers: int, each: Mapping[str, float]) -> None:
-        """Warns (Note) if nothing went on for long. `workers` wait for a place, `each` of these resources."""
+    def check(self, workers: int, each: Mapping[str, float], waits: Callable[[], bool]) -> None:
+        """Warns (Note) if nothing went on for long. `workers` wait, `each` for these resources if `waits`, or for Ray to start them."""
         now = time.monotonic()
         if now - self.said_at < self.every_s:
             return
-        says, self.said_at = shortage(workers, each), now
+        says = shortage(workers, each, waits)
+        if says is not None:  # asked again: a place is taken a moment before it is known whose it is
+            time.sleep(LOOK_EVERY_S)
+            says = shortage(workers, each, waits)
+        self.said_at = now
         if says is None and now - self.since >= STARTING * self.every_s:
             says = "Ray has room for the workers, and still starts them"
         if says is not None:
             warnings.warn(f"no progress for {now - self.since:.0f} s: {says}", Note, stacklevel=2)
 
 
-def shortage(workers: int, each: Mapping[str, float]) -> str | None:
-    """Which resource is short, and who holds it, as far as Ray says; None: there is room."""
+def shortage(workers: int, each: Mapping[str, float], waits: Callable[[], bool]) -> str | None:
+    """Which resource is short, and who holds it, as far as Ray says; None: there is room, or the workers have it and still start."""
     need = " and ".join(f"{amount:g} {name}" for name, amount in each.items() if amount)
-    waits = f"{workers} worker{'s wait' if workers > 1 else ' waits'} for {need}" + (" each" if workers > 1 else "")
+    wait = f"{workers} worker{'s wait' if workers > 1 else ' waits'} for {need}" + (" each" if workers > 1 else "")
     try:
+        if not waits():
+            return None
         total, free = _per_node("total_resources_per_node"), _per_node("available_resources_per_node")
         holders = _holders()
     except Exception:  # a client's connection (ray://)
-        return waits
+        return wait
     if any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in free.values()):
         return None
     if not any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in total.values()):
         largest = "; ".join(" and ".join(f"{node.get(name, 0):g} {name}" for name in each) for node in total.values())
-        return f"{waits}; no node is large enough: {largest or 'there is none'}"
+        return f"{wait}; no node is large enough: {largest or 'there is none'}"
     short = [name for name, amount in each.items() if not any(node.get(name, 0) >= amount for node in free.values())]
     held = ", ".join(
         f"{sum(n.get(name, 0) for n in free.values()):g} of {sum(n.get(name, 0) for n in total.values()):g} {name} free"
         for name in short or each
     )
-    return f"{waits}; {held}; held by {holders or 'tasks, which Ray does not name'}"
+    return f"{wait}; {held}; held by {holders or 'tasks, which Ray does not name'}"
+
+
+def demanded(each: Mapping[str, float]) -> bool:
+    """Whether an actor waits in Ray for such resources: one that has its place is pending too, until its process is up."""
+    demands = get_cluster_status(ray.get_runtime_context().gcs_address).resource_demands.ray_task_actor_demand
+    asked = [shape for demand in demands for shape in demand.bundles_by_count]
+    return any(all(shape.bundle.get(name) == amount for name, amount in each.items()) for shape in asked)
+
+
+def placed_groups() -> int:
+    """How many placement groups of this command have their place."""
+    own = ray.get_runtime_context().get_job_id()  # a group's id ends with it
+    groups = ray.util.placement_group_table().values()
+    return sum(group["state"] == "CREATED" and group["placement_group_id"].endswith(own) for group in groups)
 
 
 def _per_node(what: str) -> dict[str, dict[str, float]]:

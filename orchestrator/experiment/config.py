@@ -108,11 +108,34 @@ class TrainingConfig(Section):
 class ScalingConfig(Section):
     """How many workers a run has, and what each of them holds."""
 
-    workers: PositiveInt = Field(1, description="processes of a run; more than one: DDP")
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        1, description="processes of a run; more than one: DDP; [fewest, most]: as many as there is room for, at any time"
+    )
     cpus_per_worker: PositiveFloat | None = Field(None, description="default: 1 in a sweep, all that there are in a run of its own")
     gpus_per_worker: float | None = Field(None, ge=0, description="default: 1 where there are GPUs; 0.25: four trials share one")
     accelerator: str | None = Field(None, description="an accelerator type as Ray names it")
     timeout_s: PositiveFloat = Field(600.0, description="seconds after which a worker that doesn't answer the others is ended")
+    resize_s: PositiveFloat = Field(60.0, description="with [fewest, most] workers: seconds between looks for room for more")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, value: Any) -> Any:
+        numbers = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+        if not all(type(number) is int and number > 0 for number in numbers):
+            raise ValueError(f"it must be a whole number from 1, or the fewest and the most of them, such as [1, 4], not {value!r}")
+        if list(numbers) != sorted(numbers):
+            raise ValueError(f"the fewest come first: {sorted(numbers)}, not {value!r}")
+        return value
+
+    @property
+    def fewest(self) -> int:
+        """The workers without which a run doesn't go on."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """The workers that a run has where there is room."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class SchedulerConfig(Section):
@@ -232,7 +255,7 @@ class Experiment(Section):
 TRAINED = ("data", "model", "optimizer", "training", "scaling")
 OFF = {
     "model.freeze": [],
-    "scaling.timeout_s": ScalingConfig.model_fields["timeout_s"].default,
+    **{f"scaling.{key}": ScalingConfig.model_fields[key].default for key in ("timeout_s", "resize_s")},
     **{f"training.augment.{key}": field.default for key, field in AugmentConfig.model_fields.items()},
 }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from orchestrator.errors import ExperimentError, Problem
-from orchestrator.experiment.config import Experiment
+from orchestrator.experiment.config import Experiment, ScalingConfig
 from orchestrator.experiment.read import space_of
 
 ExecutorName = Literal["inline", "pool", "ddp"]
@@ -43,13 +43,17 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a command runs. `slots`: trials at once; `threads`: intra-op threads of a worker; `cpus`, `gpus`: of a worker."""
+    """How a command runs. `workers`: of a run, at most, and with `fewest` it goes on too; `slots`: trials at once.
+
+    `threads`: intra-op threads of a worker; `cpus`, `gpus`: of a worker.
+    """
 
     executor: ExecutorName
     why: str
     trials: int
     epochs: int
     workers: int
+    fewest: int
     slots: int
     cpus: float
     gpus: float
@@ -87,7 +91,8 @@ def make_plan(
         why=why,
         trials=trials,
         epochs=epochs,
-        workers=experiment.scaling.workers,
+        workers=experiment.scaling.most,
+        fewest=experiment.scaling.fewest,
         slots=slots,
         cpus=cpus,
         gpus=gpus,
@@ -96,7 +101,7 @@ def make_plan(
         precision_why=precision_why,
         steps_per_epoch=steps,
         fits_in_memory=fits,
-        disk_bytes=_disk(parameters, experiment.scaling.workers, epochs) * (2 * trials + slots),  # two of each, one more while it writes
+        disk_bytes=_disk(parameters, experiment.scaling.most, epochs) * (2 * trials + slots),  # two of each, one more while it writes
         accelerator=experiment.scaling.accelerator,
         notes=tuple(notes),
         streamed=streamed,
@@ -118,7 +123,7 @@ def epochs_of(experiment: Experiment, train_rows: int) -> int:
 
 def _memory(experiment: Experiment, resources: Resources, data: DataFacts, slots: int) -> tuple[bool, bool, list[str]]:
     """(whether a copy of the data for each worker of a node fits in half of its memory, whether they are streamed, why if so)."""
-    copies = math.ceil(slots * experiment.scaling.workers / max(1, len(resources.per_node)))
+    copies = math.ceil(slots * experiment.scaling.most / max(1, len(resources.per_node)))
     fits = not resources.memory_bytes or data.size_bytes * copies < resources.memory_bytes / 2
     asked = experiment.training.streaming
     if asked == "always":
@@ -154,16 +159,16 @@ def trial_count(experiment: Experiment) -> int:
 
 def _executor(command: Command, experiment: Experiment, resources: Resources) -> tuple[ExecutorName, str]:
     asked = experiment.sweep.executor if command == "sweep" else experiment.training.executor
-    workers = experiment.scaling.workers
+    scaling = experiment.scaling
     key = "sweep.executor" if command == "sweep" else "training.executor"
     if asked != "auto":
-        if workers > 1 and asked != "ddp":
-            raise _refuse(key, f"'{asked}' runs trials of one worker, and scaling.workers is {workers}; take ddp")
+        if scaling.most > 1 and asked != "ddp":
+            raise _refuse(key, f"'{asked}' runs trials of one worker, and scaling.workers is {_said(scaling)}; take ddp")
         if asked == "inline" and resources.cluster:
             raise _refuse(key, "'inline' runs in this process, not on a cluster; take pool")
         return asked, f"{key} says so"
-    if workers > 1:
-        return "ddp", f"each run has {workers} workers: a gang of processes with DDP inside"
+    if scaling.most > 1:
+        return "ddp", f"each run has {_said(scaling)} workers: a gang of processes with DDP inside"
     if command == "sweep":
         return "pool", "each trial has one worker: warm processes take one trial after the other"
     if resources.cluster:
@@ -175,25 +180,29 @@ def _per_worker(command: Command, executor: ExecutorName, experiment: Experiment
     """CPUs and GPUs of each worker, from the file or as many as there are; refused if they can never be had."""
     scaling = experiment.scaling
     nodes = resources.per_node or ((resources.cpus, resources.gpus),)
-    gpus = scaling.gpus_per_worker if scaling.gpus_per_worker is not None else (1.0 if resources.gpus >= scaling.workers else 0.0)
+    gpus = scaling.gpus_per_worker if scaling.gpus_per_worker is not None else (1.0 if resources.gpus >= scaling.fewest else 0.0)
     if scaling.cpus_per_worker is not None:
         cpus = scaling.cpus_per_worker
     elif command == "sweep":
         cpus = 1.0
     else:
         largest = max(node[0] for node in nodes)
-        cpus = float(max(1, min(int(largest), int(resources.cpus // scaling.workers))))
+        cpus = float(max(1, min(int(largest), int(resources.cpus // scaling.most))))
     if 0 < resources.cpus < 1 and scaling.cpus_per_worker is None:
         cpus = resources.cpus
     what = "the cluster has" if resources.cluster else "this machine has"
-    if _places(nodes, cpus, gpus) < scaling.workers:
-        need = f"{scaling.workers} workers of {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+    if _places(nodes, cpus, gpus) < scaling.fewest:
+        need = f"{scaling.fewest} workers of {cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
         have = f"{resources.cpus:g} CPUs" + (f" and {resources.gpus:g} GPUs" if gpus or resources.gpus else "")
-        key = "scaling.gpus_per_worker" if gpus and _places(nodes, cpus, 0) >= scaling.workers else "scaling.workers"
+        key = "scaling.gpus_per_worker" if gpus and _places(nodes, cpus, 0) >= scaling.fewest else "scaling.workers"
         raise _refuse(
             key, f"{need} don't fit: {what} {have}; lower {key}" + (" or scaling.cpus_per_worker" if key == "scaling.workers" else "")
         )
     return cpus, gpus
+
+
+def _said(scaling: ScalingConfig) -> str:
+    return f"{scaling.fewest} to {scaling.most}" if scaling.fewest < scaling.most else str(scaling.most)
 
 
 def _places(nodes: tuple[tuple[float, float], ...], cpus: float, gpus: float) -> int:
@@ -210,7 +219,7 @@ def _at_once(experiment: Experiment, resources: Resources, cpus: float, gpus: fl
     if executor == "inline":
         return 1
     nodes = resources.per_node or ((resources.cpus, resources.gpus),)
-    return max(1, _places(nodes, cpus, gpus) // experiment.scaling.workers)
+    return max(1, _places(nodes, cpus, gpus) // experiment.scaling.most)
 
 
 def _precision(experiment: Experiment, resources: Resources, gpus: float, data: DataFacts, mixed: bool) -> tuple[str, str]:

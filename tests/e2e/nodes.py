@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
@@ -37,6 +38,10 @@ class Nodes:
     folder: Path
     start: Callable[[Path], subprocess.Popen[bytes]]  # another node, below a folder of its own
 
+    def add(self) -> None:
+        """Another node."""
+        self.processes.append(self.start(self.folder / str(len(self.processes))))
+
     def kill(self, place: int) -> None:
         """SIGKILL a whole node: raylet, agents and workers; 0 is the head."""
         below = _running_below(self.folder / str(place))
@@ -68,17 +73,23 @@ def cluster(
     path = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
     given = inherited | path | DEAD_AFTER | own | dict(env or {})
     gcs, client, board, *agents = _free_ports(3 + nodes)
-    head = ["--head", f"--port={gcs}", f"--ray-client-server-port={client}", f"--include-dashboard={str(dashboard).lower()}"]
+    head = ["--head", "--node-ip-address=127.0.0.1", f"--port={gcs}", f"--ray-client-server-port={client}"]
+    head += [f"--include-dashboard={str(dashboard).lower()}"]
     started: list[subprocess.Popen[bytes]] = []
+    hosts = itertools.count(2)
+
+    def joining() -> list[str]:
+        return [f"--address=127.0.0.1:{gcs}", f"--node-ip-address=127.0.0.{next(hosts)}"]  # else a command may be on any of them
+
     try:
         of_head = cpus if head_cpus is None else head_cpus
         started.append(_started([*head, f"--dashboard-port={board}"], agents[0], of_head, given, folder / "0"))
         for place in range(1, nodes):
-            started.append(_started([f"--address=127.0.0.1:{gcs}"], agents[place], cpus, given, folder / str(place)))
+            started.append(_started(joining(), agents[place], cpus, given, folder / str(place)))
         jobs = f"http://127.0.0.1:{board}" if dashboard else None
 
         def start(below: Path) -> subprocess.Popen[bytes]:
-            return _started([f"--address=127.0.0.1:{gcs}"], _free_ports(1)[0], cpus, given, below)
+            return _started(joining(), _free_ports(1)[0], cpus, given, below)
 
         yield Nodes(f"127.0.0.1:{gcs}", own, f"ray://127.0.0.1:{client}", jobs, started, folder, start)
     finally:
@@ -135,7 +146,7 @@ def _started(words: Sequence[str], agent: int, cpus: int, env: Mapping[str, str]
 
 
 def _start(words: Sequence[str], agent: int, cpus: int, env: Mapping[str, str], folder: Path) -> subprocess.Popen[bytes]:
-    own = [f"--temp-dir={folder}/t", "--node-ip-address=127.0.0.1", f"--num-cpus={cpus}", "--object-store-memory=150000000"]
+    own = [f"--temp-dir={folder}/t", f"--num-cpus={cpus}", "--object-store-memory=150000000"]
     ports = [f"--dashboard-agent-listen-port={agent}", "--min-worker-port=0", "--max-worker-port=0"]  # 0: whichever are free
     with (folder / "log").open("w") as out:
         return subprocess.Popen(

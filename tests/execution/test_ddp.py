@@ -23,7 +23,7 @@ LONG = ("training.epochs=30", "training.batch_size=64", "model.norm=none")
 
 @pytest.fixture(scope="module")
 def gangs(ray_session: Found) -> Iterator[Gangs]:
-    made = Gangs(2, 2, 0.5, 0, timeout_s=20)
+    made = Gangs(2, (2, 2), 0.5, 0, timeout_s=20)
     yield made
     made.close()
 
@@ -106,7 +106,7 @@ class TestGangs(ExecutorContract):
     def test_a_hub_that_dies_ends_the_command_resumable(self, ray_session: Found, job: MakeJob) -> None:
         import ray
 
-        gangs = Gangs(1, 2, 0.5, 0)
+        gangs = Gangs(1, (2, 2), 0.5, 0)
         try:
             gangs.start(0, job(1))
             ray.kill(gangs.hub)

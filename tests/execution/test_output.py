@@ -74,7 +74,7 @@ def test_an_actor_s_output_is_kept_by_trial(ray_session: Found, run: Run) -> Non
 
 @pytest.mark.slow
 def test_each_rank_of_a_gang_has_a_file(ray_session: Found, run: Run) -> None:
-    gangs = Gangs(1, 2, 0.5, 0)
+    gangs = Gangs(1, (2, 2), 0.5, 0)
     try:
         folder = run(gangs, 1)
     finally:

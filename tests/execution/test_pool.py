@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.inline import Inline
 from orchestrator.execution.pool import Pool
 from orchestrator.execution.sweep import Judge, Rules, drive
+from orchestrator.execution.watch import demanded, shortage
 from orchestrator.training import checkpoint
 from orchestrator.training.trial import Job
 from tests.contracts.executor_contract import ExecutorContract, Jobs, MakeJob, alive, finish, finish_all, same, wait_until
@@ -160,6 +162,30 @@ class TestDeaths(Jobs):
         finally:
             ray.kill(holder)
             late.close()
+
+    def test_workers_that_have_their_place_and_still_start_are_not_said_to_lack_it(self, ray_session: Found) -> None:
+        import ray
+
+        class Slow:
+            def __init__(self) -> None:
+                time.sleep(6)
+
+            def there(self) -> bool:
+                return True
+
+        each = {"CPU": 0.75}
+        slow = [ray.remote(Slow).options(num_cpus=0.75).remote() for _ in range(2)]  # 1 of 2 CPUs is the pool's
+        try:
+            wait_until(lambda: ray.available_resources().get("CPU", 0) < 0.75)
+            wait_until(lambda: demanded(each))
+            assert (shortage(1, each, lambda: demanded(each)) or "").startswith("1 worker waits for 0.75 CPU; 0.25 of 2 CPU free")
+            ray.kill(slow.pop())
+            wait_until(lambda: not demanded(each))
+            assert shortage(1, each, lambda: demanded(each)) is None
+            assert ray.get(slow[0].there.remote())
+        finally:
+            for each_of in slow:
+                ray.kill(each_of)
 
 
 def pid_of(pool: Pool, slot: int) -> int:

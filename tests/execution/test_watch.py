@@ -17,6 +17,7 @@ from orchestrator.execution.watch import Head, Stall
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "HEAD_EVERY_S", 0)
+    monkeypatch.setattr(watch, "LOOK_EVERY_S", 0)
     monkeypatch.setattr(watch, "HEAD_SILENT_S", 0.5)
 
 
@@ -73,22 +74,22 @@ def test_a_client_has_nothing_to_look_at() -> None:
 
 
 def test_no_progress_is_said_again_and_again_and_progress_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "shortage", lambda workers, each: f"{workers} workers wait for {each}")
+    monkeypatch.setattr(watch, "shortage", lambda workers, each, waits: f"{workers} workers wait for {each}")
     stall = Stall(every_s=0)
     for _ in range(2):
         with pytest.warns(Note, match=r"no progress for 0 s: 2 workers wait for \{'CPU': 1\}"):
-            stall.check(2, {"CPU": 1})
+            stall.check(2, {"CPU": 1}, lambda: True)
     stall.every_s = 60
     stall.progress()
-    stall.check(2, {"CPU": 1})
+    stall.check(2, {"CPU": 1}, lambda: True)
 
 
 def test_a_worker_that_ray_still_starts_is_no_shortage_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "shortage", lambda workers, each: None)
+    monkeypatch.setattr(watch, "shortage", lambda workers, each, waits: None)
     stall = Stall(every_s=0.05)
     stall.said_at -= 1
-    stall.check(1, {"CPU": 1})
+    stall.check(1, {"CPU": 1}, lambda: True)
     stall.since -= 1
     stall.said_at -= 1
     with pytest.warns(Note, match="Ray has room for the workers, and still starts them"):
-        stall.check(1, {"CPU": 1})
+        stall.check(1, {"CPU": 1}, lambda: True)

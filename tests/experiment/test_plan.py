@@ -32,6 +32,7 @@ def plan(make_experiment: MakeExperiment) -> Any:
         ("train", ["scaling.workers=2"], LAPTOP, "ddp", "each run has 2 workers: a gang of processes with DDP inside"),
         ("sweep", [], LAPTOP, "pool", "each trial has one worker: warm processes take one trial after the other"),
         ("sweep", [], CLUSTER, "pool", "each trial has one worker: warm processes take one trial after the other"),
+        ("train", ["scaling.workers=[1,2]"], LAPTOP, "ddp", "each run has 1 to 2 workers: a gang of processes with DDP inside"),
         ("sweep", ["scaling.workers=2"], CLUSTER, "ddp", "each run has 2 workers: a gang of processes with DDP inside"),
         ("train", ["training.executor=pool"], LAPTOP, "pool", "training.executor says so"),
         ("train", ["training.executor=ddp"], LAPTOP, "ddp", "training.executor says so"),
@@ -72,6 +73,12 @@ def test_the_executor_follows_from_workers_and_cluster(
             ["scaling.cpus_per_worker=5"],
             CLUSTER,
             "scaling.workers: 1 workers of 5 CPUs don't fit: the cluster has 12 CPUs; lower scaling.workers or scaling.cpus_per_worker",
+        ),
+        (
+            "train",
+            ["scaling.workers=[5,9]"],
+            LAPTOP,
+            "scaling.workers: 5 workers of 1 CPUs don't fit: this machine has 4 CPUs; lower scaling.workers or scaling.cpus_per_worker",
         ),
         (
             "train",
@@ -122,6 +129,8 @@ def test_what_can_never_be_placed_is_refused_with_both_numbers(
         (["scaling.cpus_per_worker=2"], LAPTOP, 2, 2, 2),
         (["scaling.cpus_per_worker=3"], CLUSTER, 3, 3, 3),  # one on each node: what is left of a node joins no other
         (["scaling.workers=2"], LAPTOP, 2, 1, 1),
+        (["scaling.workers=[1,2]"], LAPTOP, 2, 1, 1),
+        (["scaling.workers=[1,9]"], LAPTOP, 1, 1, 1),  # what is there for the fewest is enough
         (["sweep.max_concurrent=3"], LAPTOP, 3, 1, 1),
         (["sweep.trials=2"], LAPTOP, 2, 1, 1),
         (["sweep.executor=inline"], LAPTOP, 1, 1, 1),
@@ -145,6 +154,7 @@ def test_as_many_trials_at_once_as_fit_and_are_asked_for(
         ([], CLUSTER, 4, 0),  # a worker lies on one node
         (["scaling.workers=2"], GPUS, 8, 1),
         (["scaling={workers: 2, gpus_per_worker: 0}"], GPUS, 8, 0),
+        (["scaling.workers=[1,4]"], GPUS, 4, 1),
         (["scaling.workers=4"], GPUS, 4, 0),  # two GPUs are too few for four workers, so none is taken by default
         ([], Resources(0.5), 0.5, 0),
     ],

@@ -276,7 +276,19 @@ def test_the_known_metrics_of_a_requirement_are_those_on_test_and_validation(rea
         ("model.pool_after=[5]", "model: pool_after names convolution 5, but channels has 3"),
         ("data.split={train: 0.5}", "data.split: train, validation and test add up to 0.7; they must add up to 1"),
         ("data.rows=3", "data.rows: no option 'rows'; there is: source, split"),
-        ("scaling.workers=0", "scaling.workers: it must be greater than 0, not 0"),
+        (
+            "scaling.workers=0",
+            "scaling.workers: it must be a whole number from 1, or the fewest and the most of them, such as [1, 4], not 0",
+        ),
+        ("scaling.workers=[4,1]", "scaling.workers: the fewest come first: [1, 4], not [4, 1]"),
+        (
+            "scaling.workers=[1,2,3]",
+            "scaling.workers: it must be a whole number from 1, or the fewest and the most of them, such as [1, 4], not [1, 2, 3]",
+        ),
+        (
+            "scaling.workers=[0,true]",
+            "scaling.workers: it must be a whole number from 1, or the fewest and the most of them, such as [1, 4], not [0, True]",
+        ),
         ("name=''", "name: '': it must be a word without"),
         ("name=3", "name: 3: it must be a word without"),
     ],

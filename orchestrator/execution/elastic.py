@@ -1,0 +1,60 @@
+"""Gangs of [fewest, most] ranks: Ray Train's elastic policy, which here counts on no node that is dead or will be taken away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
+
+from orchestrator.execution.worker import on_node
+
+SEEN_S = 60.0  # by then Ray has seen that a node is dead (15 s by its own settings)
+
+
+def _lives() -> bool:
+    return True
+
+
+class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer with our policy in the place of Ray's own, which can't be chosen otherwise."""
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        return super()._initialize_and_run_controller(**given | {"scaling_policy": LivePolicy(self.scaling_config)})
+
+
+class LivePolicy(ElasticScalingPolicy):  # type: ignore[misc]
+    """Ray's own looks at the nodes every 20 s: after a death it asks for as many ranks as before, and waits for a node that is gone."""
+
+    def __init__(self, scaling_config: ray.train.ScalingConfig) -> None:
+        super().__init__(scaling_config)
+        self.nodes = frozenset[str]()  # where the ranks were
+        self.asked: list[Any] = []
+        self.asked_at = 0.0
+
+    def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
+        """More ranks, or fewer, or no change."""
+        self.nodes = frozenset(worker.metadata.node_id for worker in worker_group_state.workers)
+        return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+
+    def make_decision_for_non_running_worker_group(self) -> Any:
+        """How many ranks to start, once it is known of each node where ranks were whether it lives."""
+        return super().make_decision_for_non_running_worker_group() if self._known() else NoopDecision()
+
+    def _known(self) -> bool:
+        if self.nodes:
+            self.asked, self.asked_at = [on_node(node, _lives) for node in self.nodes], time.monotonic()
+            self.nodes = frozenset()
+        if self.asked and time.monotonic() - self.asked_at < SEEN_S:
+            done, _ = ray.wait(self.asked, num_returns=len(self.asked), timeout=0)  # answered, or failed with its node
+            if len(done) < len(self.asked):
+                return False
+        self.asked = []
+        return True
+
+    def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
+        there = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(ray._private.state.state.get_draining_nodes())
+        return int(super()._count_possible_workers({node: free for node, free in reserved_resources.items() if node in there}))

@@ -1,0 +1,47 @@
+"""A run of `scaling.workers: [1, 2]` on nodes that die and come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import EXPERIMENT, epochs_in_ledger, open_shell, wait_for
+from tests.e2e.nodes import cluster
+
+pytestmark = pytest.mark.slow
+ELASTIC = ("scaling.workers=[1,2]", "scaling.resize_s=2", "training.batch_size=64", "training.epochs=4000")
+
+
+def test_a_run_shrinks_when_a_node_dies_grows_when_one_comes_and_sees_each_row_once(tmp_path: Path) -> None:
+    shell = open_shell(tmp_path)
+
+    def trained(more: int) -> None:
+        """So many epochs were recorded; an epoch in which a row was missed, or seen twice, ends a run as failed."""
+        enough = epochs_in_ledger(tmp_path) + more
+        wait_for("epochs", lambda: epochs_in_ledger(tmp_path) >= enough or run.process.poll() is not None, 180)
+        assert run.process.poll() is None, (run.said / "err").read_text()[-2000:]
+
+    def resumed() -> list[str]:
+        said = shell.run("logs", "digits-cnn").out
+        return [line.partition("note: ")[2] for line in said.splitlines() if "note: resumed with" in line]
+
+    with cluster(nodes=2) as nodes:
+        shell.env |= nodes.env
+        run = shell.start("train", EXPERIMENT, *ELASTIC, "--address", nodes.address, "--json")
+        trained(6)
+        nodes.kill(1)
+        trained(6)
+        assert resumed() == ["resumed with 1 workers instead of 2: from here not bit for bit"]
+        nodes.add()
+        wait_for("a rank on the new node", lambda: len(resumed()) == 2, 120)
+        trained(3)
+        os.kill(run.process.pid, signal.SIGTERM)
+        said = run.finish(60)
+    assert said.code == 130, said.err[-3000:]
+    assert resumed()[1] == "resumed with 2 workers instead of 1: from here not bit for bit"
+    assert said.json["state"] == "interrupted"
+    steps = [m.step for m in shell.client().get_metric_history(said.json["run_id"], "train_loss")]
+    assert sorted(steps) == list(range(1, said.json["epochs"] + 1))
