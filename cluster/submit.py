@@ -6,7 +6,6 @@ where they would be without a cluster. Elsewhere only the experiment file, the u
 
 from __future__ import annotations
 
-import ast
 import secrets
 import shlex
 import shutil
@@ -61,51 +60,14 @@ def entrypoint_there(words: Sequence[str]) -> str:
     return f"exec {shlex.join(['python', '-P', '-m', 'orchestrator', *words])}"
 
 
-def pack(experiment: Path, modules: Sequence[str], packages: Mapping[str, Path], version: str, folder: Path) -> dict[str, Any]:
+def pack(experiment: Path, files: Iterable[Path], packages: Mapping[str, Path], version: str, folder: Path) -> dict[str, Any]:
     """Gather what travels below `folder`; the part of the runtime environment that names it.
 
-    `modules`: dotted names that the experiment uses, looked for beside it; `packages`: the toolkit's own.
+    `files`: what else of the experiment's folder it needs; `packages`: the toolkit's own.
     """
     working = folder / "working"
-    for path in (experiment, *user_files(experiment.parent, modules)):
+    for path in (experiment, *files):
         copy = working / path.relative_to(experiment.parent)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     return {"working_dir": str(working), "py_modules": [str(make_wheel("orchestrator", version, packages, folder))]}
-
-
-def user_files(folder: Path, modules: Sequence[str]) -> list[Path]:
-    """The .py files below a folder that modules need: their top-level packages whole, and what these import from the folder."""
-    waiting, seen = [module.partition(".")[0] for module in modules], set()
-    found: list[Path] = []
-    while waiting:
-        top = waiting.pop()
-        if top in seen:
-            continue
-        seen.add(top)
-        files = _files_of(folder, top)
-        found += files
-        for path in files:
-            waiting += _imported(path, folder)
-    return sorted(found)
-
-
-def _files_of(folder: Path, top: str) -> list[Path]:
-    package = folder / top
-    if package.is_dir():  # with or without an __init__.py
-        return [path for path in package.rglob("*.py") if path.is_file()]
-    return [package.with_suffix(".py")] if package.with_suffix(".py").is_file() else []
-
-
-def _imported(path: Path, folder: Path) -> Iterable[str]:
-    """The top-level names that a file imports: absolute ones, and relative ones that reach the folder."""
-    try:
-        tree = ast.parse(path.read_text())
-    except (SyntaxError, ValueError):  # it is refused where it is imported
-        return
-    depth = len(path.relative_to(folder).parts)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level in (0, depth):
-            yield from [node.module.partition(".")[0]] if node.module else [alias.name for alias in node.names]

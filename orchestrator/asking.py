@@ -21,9 +21,10 @@ from orchestrator.experiment.config import AugmentConfig, Experiment
 from orchestrator.experiment.plan import Command, DataFacts, Plan, Resources, make_plan
 from orchestrator.experiment.read import read
 from orchestrator.records.ledger import Ledger, shown
+from orchestrator.storage import StorageError
 from orchestrator.training.arrival import Sent
 from orchestrator.training.augment import AugmentError, images_of
-from orchestrator.training.checkpoint import CheckpointError, probe
+from orchestrator.training.checkpoint import probe
 from orchestrator.training.device import gpu_bf16, usable_gpus
 from orchestrator.training.rows import publish
 from orchestrator.training.trial import build_family
@@ -142,7 +143,7 @@ def check_storage(experiment: Experiment) -> None:
     if experiment.storage.path is not None:
         try:
             probe(experiment.storage.path)
-        except CheckpointError as error:
+        except StorageError as error:
             raise ExperimentError([Problem("storage.path", None, str(error))]) from None
 
 
@@ -164,7 +165,7 @@ def sent_to_cluster(asked: Asked) -> Sent:
         if not shared.without(prepared / "data.json"):
             return Sent(code=code)
         return Sent(publish(prepared, base, "data"), code, base)
-    except (CheckpointError, *shared.FAILURES) as error:
+    except (StorageError, *shared.FAILURES) as error:
         raise ExperimentError([Problem("storage.path", None, shown(" ".join(str(error).split())))]) from None
 
 

@@ -51,6 +51,7 @@ def cluster_submit(
     from orchestrator.catalog import catalog  # with all that an experiment may name: seconds, which the other commands don't need
     from orchestrator.experiment.read import read
     from orchestrator.records.ledger import new_id
+    from orchestrator.training import user_code
 
     path = Path(experiment)
     asked = read(path, overrides, catalog(path.resolve().parent))
@@ -65,17 +66,17 @@ def cluster_submit(
             _refuse_local(asked, there.given)
             entrypoint = submit.entrypoint_there([command, path.name, *overrides, *options])
             packages = {m.__name__: Path(m.__file__ or "").parent for m in (orchestrator, models, pipelines, cluster)}
-            packed = submit.pack(path.resolve(), _modules(asked), packages, orchestrator.__version__, Path(folder))
+            files = user_code.files_of(path.resolve().parent, [*user_code.names_of(asked), *_of_the_driver(asked)])
+            packed = submit.pack(path.resolve(), files, packages, orchestrator.__version__, Path(folder))
             environment = submit.environment(os.environ) | packed
         id = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', asked.name)}-{new_id()}"
         metadata = {jobs.OURS: orchestrator.__version__, "experiment": asked.name, "command": command}
         return _result(there.submit(id, entrypoint, environment, metadata))
 
 
-def _modules(asked: Experiment) -> list[str]:
-    """The modules of a user's own that an experiment names."""
-    named = [asked.model.family, asked.data.source, asked.optimizer.name, asked.sweep.search, asked.sweep.scheduler.name]
-    return [name.partition(":")[0] for name in named if ":" in name]
+def _of_the_driver(asked: Experiment) -> list[str]:
+    """The dotted paths of a user's own parts that no trial loads, but the command that drives them."""
+    return [name for name in (asked.data.source, asked.sweep.search, asked.sweep.scheduler.name) if ":" in name]
 
 
 def _refuse_local(asked: Experiment, address: str) -> None:

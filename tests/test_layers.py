@@ -15,7 +15,7 @@ OURS = ("orchestrator", "models", "pipelines", "cluster")
 FILES = sorted(path for package in OURS for path in (ROOT / package).rglob("*.py"))
 
 BASE = {"errors", "events", "names"}
-RIGHT_OF_EXECUTION = BASE | {"experiment", "training", "records"}
+RIGHT_OF_EXECUTION = BASE | {"storage", "experiment", "training", "records"}
 EVERYTHING = RIGHT_OF_EXECUTION | {"execution", "deployment", "models", "pipelines", "cluster"}
 API = {  # one layer: the public functions and what they are made of
     "api", "asking", "beside", "catalog", "closing", "cluster_results", "clusters", "collecting", "launch", "outcome", "outputs", "results",
@@ -32,8 +32,9 @@ MAY_IMPORT = {
     **dict.fromkeys(API, EVERYTHING | API | {"diagnosis", "__init__"}),
     "deployment": RIGHT_OF_EXECUTION | {"models", "pipelines", "results"},
     "execution": RIGHT_OF_EXECUTION | {"cluster"},
-    "records": BASE | {"experiment"},
-    "training": BASE | {"experiment", "models", "pipelines"},
+    "records": BASE | {"storage", "experiment"},
+    "training": BASE | {"storage", "experiment", "models", "pipelines"},
+    "storage": {"errors"},
     "experiment": BASE,
     "errors": {"events", "names"},
     "events": {"errors", "names"},

@@ -34,6 +34,7 @@ from orchestrator import names
 from orchestrator.errors import Failed, Refused
 from orchestrator.records.tracking import quiet_mlflow
 from orchestrator.training.trial import options
+from orchestrator.training.user_code import files_of
 from pipelines.encode import HISTORY, Encoder
 from pipelines.schema import Schema
 
@@ -210,11 +211,15 @@ def _rebased(content: bytes, package: str, top: str) -> bytes:
 
 
 def user_files(family: str, folder: Path) -> dict[str, bytes]:
-    """A user's own module, or the whole package that it is in. Raises Failed if it isn't there, or can't run below another name."""
-    top = _top(family)
-    files: dict[str, bytes] = {}
-    for place in [folder] if _lies_in(folder, family) else _installed(top):
-        paths = [place / f"{top}.py"] if (place / f"{top}.py").is_file() and f"{top}:" in family else sorted((place / top).rglob("*.py"))
+    """A user's own module with the neighbours that it imports, or the whole package that it is in.
+
+    Raises Failed if it isn't there, or can't run below another name.
+    """
+    top, files = _top(family), dict[str, bytes]()
+    lies = _lies_in(folder, family)
+    for place in [folder] if lies else _installed(top):
+        one = (place / f"{top}.py").is_file() and f"{top}:" in family
+        paths = files_of(folder, [family]) if lies else [place / f"{top}.py"] if one else sorted((place / top).rglob("*.py"))
         files |= {f"user/{path.relative_to(place).as_posix()}": path.read_bytes() for path in paths}
     if not files:
         raise Failed(f"no code of family '{family}' in '{folder}' or among the installed packages: it can't be put in a bundle")

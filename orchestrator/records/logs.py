@@ -11,6 +11,7 @@ import pyarrow.fs
 
 from orchestrator.errors import Failed
 from orchestrator.records.ledger import Launch, shown
+from orchestrator.storage import below
 
 NAME = re.compile(r"rank-(\d+)\.log")
 
@@ -34,7 +35,7 @@ def places(home: Path, launch: Launch, trial: int | None) -> list[str]:
     own = folder_of(home, launch.id, trial)
     storage = (launch.experiment.get("storage") or {}).get("path") or ""
     remote = "://" in storage and not storage.startswith("file://")
-    return [str(own), *([f"{storage.rstrip('/')}/{own.name}"] if remote else [])]
+    return [str(own), *([below(storage, own.name)] if remote else [])]
 
 
 def files(place: str, largest: int | None = None) -> list[LogFile]:

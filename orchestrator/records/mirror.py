@@ -15,17 +15,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
-
 from orchestrator.errors import Failed
+from orchestrator.storage import StorageError, below, read_file, write_file
 
 NAME = "ledger.sqlite"
-OBJECTS = ("s3", "gcs", "abfs")  # file systems without folders, which replace an object as a whole
 
 
 def mirror_of(storage: str, experiment: str) -> str:
     """The URI, or the folder, of an experiment's mirrored ledger below `storage.path`."""
-    return f"{storage.rstrip('/')}/ledgers/{experiment}"
+    return below(storage if "://" in storage else str(Path(storage).expanduser()), "ledgers", experiment)
 
 
 def mirror(ledger: Path, uri: str) -> None:
@@ -34,9 +32,9 @@ def mirror(ledger: Path, uri: str) -> None:
         copy = Path(folder) / NAME
         try:
             _back_up(ledger, copy)
-            _put(copy, uri)
-        except (OSError, sqlite3.Error) as error:
-            raise Failed(f"the ledger can't be mirrored to '{uri}': {' '.join(str(error).split())[:200]}") from None
+            write_file(uri, NAME, copy.read_bytes())
+        except (OSError, sqlite3.Error, StorageError) as error:
+            raise Failed(f"the ledger can't be mirrored to '{uri}': {_says(error)}") from None
 
 
 def restore(uri: str, folder: Path) -> bool:
@@ -44,12 +42,10 @@ def restore(uri: str, folder: Path) -> bool:
     if (folder / NAME).exists():
         return False
     try:
-        files, path = _filesystem(uri)
-        if files.get_file_info(f"{path}/{NAME}").type != fs.FileType.File:
+        content = read_file(uri, NAME)
+        if content is None:
             return False
         folder.mkdir(parents=True, exist_ok=True)
-        with files.open_input_stream(f"{path}/{NAME}") as source:
-            content = source.read()
         beside = folder / f".{NAME}-{secrets.token_hex(4)}"
         try:
             beside.write_bytes(content)
@@ -58,8 +54,8 @@ def restore(uri: str, folder: Path) -> bool:
                 os.link(beside, folder / NAME)
         finally:
             beside.unlink(missing_ok=True)
-    except (OSError, sqlite3.Error) as error:
-        raise Failed(f"the ledger mirrored at '{uri}' can't be restored: {' '.join(str(error).split())[:200]}") from None
+    except (OSError, sqlite3.Error, StorageError) as error:
+        raise Failed(f"the ledger mirrored at '{uri}' can't be restored: {_says(error)}") from None
     return True
 
 
@@ -127,34 +123,5 @@ def _check(path: Path) -> None:
         raise OSError(f"it is damaged ({said})")
 
 
-def _put(copy: Path, uri: str) -> None:
-    """An object store replaces an object as a whole; elsewhere a file beside it is renamed."""
-    files, path = _filesystem(uri)
-    if files.type_name in OBJECTS:
-        _write(files, f"{path}/{NAME}", copy)
-        return
-    files.create_dir(path, recursive=True)
-    beside = f"{path}/.{NAME}-{secrets.token_hex(4)}"
-    try:
-        _write(files, beside, copy)
-        if files.type_name == "local":
-            with open(beside, "rb+") as written:
-                os.fsync(written.fileno())
-        files.move(beside, f"{path}/{NAME}")
-    except BaseException:
-        with contextlib.suppress(OSError):
-            files.delete_file(beside)
-        raise
-
-
-def _write(files: Any, name: str, copy: Path) -> None:
-    with files.open_output_stream(name) as target:
-        target.write(copy.read_bytes())
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    try:
-        files, path = fs.FileSystem.from_uri(uri if "://" in uri else str(Path(uri).absolute()))
-    except (ValueError, OSError) as error:
-        raise OSError(str(error)) from None
-    return files, path.rstrip("/")
+def _says(error: Exception) -> str:
+    return " ".join((error.reason if isinstance(error, StorageError) else str(error)).split())[:200]

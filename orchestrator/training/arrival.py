@@ -42,7 +42,7 @@ class Sent:
 
 
 def arrive(job: Job) -> Job:
-    """The job with folders of this machine in it; the job itself if it names none of elsewhere. Raises CheckpointError, OSError."""
+    """The job with folders of this machine in it; the job itself if it names none of elsewhere. Raises StorageError, OSError."""
     if job.code is not None:
         job = replace(job, folder=str(unpack(job.code, cache("code"))), code=None)
     if URI in job.data:

@@ -17,18 +17,13 @@ import torch
 from torch import Tensor
 
 from orchestrator.errors import Note
-from orchestrator.training.state_file import CheckpointError, Damaged, flatten, from_file, pieces, unflatten
-from orchestrator.training.storage import delete, names, open_file, read_file, write_file
-
-__all__ = [
-    "CheckpointError", "Damaged", "Found", "Writer", "folder_of", "load", "name_of", "newest", "probe", "read", "read_file", "run_key",
-    "write_file",
-]  # fmt: skip
+from orchestrator.storage import StorageError, below, delete, names, open_file, write_file
+from orchestrator.training.state_file import Damaged, flatten, from_file, pieces, unflatten
 
 KEPT = 2
 NONE_LEFT = ", and there is no other one: the run starts at its beginning"
 NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
-LEFT_OVER = re.compile(r"\.checkpoint-\d+\.safetensors\.\d+")  # of a process that was killed while it wrote
+LEFT_OVER = re.compile(r"\.checkpoint-\d+\.safetensors\.[0-9a-f]+")  # of a process that was killed while it wrote
 
 
 def folder_of(base: str | None, home: Path, launch: str, trial: int | None) -> str:
@@ -36,8 +31,7 @@ def folder_of(base: str | None, home: Path, launch: str, trial: int | None) -> s
     where = base or str(home / "checkpoints")
     if "://" not in where:
         where = str(Path(where).expanduser().resolve())
-    place, mark, query = where.partition("?") if "://" in where else (where, "", "")  # s3://bucket/path?endpoint_override=...
-    return f"{place.rstrip('/')}/{run_key(launch, trial)}{mark}{query}"
+    return below(where, run_key(launch, trial))
 
 
 def run_key(launch: str, trial: int | None) -> str:
@@ -51,7 +45,7 @@ def name_of(number: int) -> str:
 
 
 def probe(base: str) -> None:
-    """Write and forget an empty file below a folder or URI. Raises CheckpointError if it can't be done."""
+    """Write and forget an empty file below a folder or URI. Raises StorageError if it can't be done."""
     write_file(base if "://" in base else str(Path(base).expanduser()), ".probe", b"")
 
 
@@ -65,7 +59,7 @@ class Found:
 
 
 def newest(uri: str) -> Found:
-    """The newest state that is whole. Raises CheckpointError if what there is can't be told now."""
+    """The newest state that is whole. Raises StorageError if what there is can't be told now."""
     numbers = _numbers(names(uri))
     wrong = []
     for number in numbers:
@@ -81,17 +75,17 @@ def newest(uri: str) -> Found:
 
 
 def load(uri: str) -> Any | None:
-    """The newest good state at a URI, or None if there is none. Warns (Note) of a damaged one; raises CheckpointError if all are."""
+    """The newest good state at a URI, or None if there is none. Warns (Note) of a damaged one; raises StorageError if all are."""
     found = newest(uri)
     if found.state is None and found.notes:
-        raise CheckpointError(found.notes[0].removesuffix(NONE_LEFT))
+        raise StorageError(found.notes[0].removesuffix(NONE_LEFT))
     for note in found.notes:
         warnings.warn(note, Note, stacklevel=2)
     return found.state
 
 
 def read(uri: str, number: int) -> Any:
-    """The state of one generation. Raises Damaged, or CheckpointError if it can't be read now."""
+    """The state of one generation. Raises Damaged, or StorageError if it can't be read now."""
     name = name_of(number)
     opened = open_file(uri, name)
     if opened is None:
@@ -115,7 +109,7 @@ class Writer:
         self.uri, self.number = uri, number
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
+        self._error: StorageError | None = None
 
     def save(self, state: Any) -> None:
         """Copy a state and write the copy; raises what the one before raised."""
@@ -125,7 +119,7 @@ class Writer:
         self._start(unflatten(data, copies))
 
     def flush(self) -> None:
-        """Wait until everything is written; raises CheckpointError if it could not be."""
+        """Wait until everything is written; raises StorageError if it could not be."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -146,9 +140,9 @@ class Writer:
                 self.number += 1
                 self._prune()
             except Exception as error:  # said by the next save: a thread's own exception is seen by nobody
-                known = isinstance(error, CheckpointError)
+                known = isinstance(error, StorageError)
                 says = f"can't write '{self.uri}/{name_of(self.number + 1)}': {error}"
-                self._error = error if known else CheckpointError(says)  # type: ignore[assignment]
+                self._error = error if known else StorageError(says)  # type: ignore[assignment]
 
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()
@@ -157,7 +151,7 @@ class Writer:
         """Delete all but this generation and the one before. What can't be listed or deleted is left."""
         try:
             there = names(self.uri)
-        except CheckpointError:
+        except StorageError:
             return
         kept = {name_of(self.number - place) for place in range(KEPT)}
         for name in there:

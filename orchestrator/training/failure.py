@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from orchestrator.training import checkpoint
+from orchestrator.storage import StorageError, write_file
 
 # what gloo says when a peer died or doesn't answer; it raises plain RuntimeErrors
 GLOO = ("gloo/transport/", "gloo/rendezvous/", "Connection closed by peer", "Connection reset by peer", "Timed out waiting ")
@@ -39,8 +39,8 @@ def one_line(failure: BaseException, folder: Path) -> str:
 def keep_trace(uri: str, trial: int | None, failure: BaseException) -> str | None:
     """Write the whole traceback beside a trial's checkpoints; its path."""
     text = "".join(traceback.format_exception(failure))
-    with contextlib.suppress(checkpoint.CheckpointError):
+    with contextlib.suppress(StorageError):
         header = json.dumps({"trial": trial})
-        checkpoint.write_file(uri, "error.txt", f"{header}\n{text}".encode())
+        write_file(uri, "error.txt", f"{header}\n{text}".encode())
         return f"{uri}/error.txt"
     return None

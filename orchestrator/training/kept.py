@@ -44,7 +44,7 @@ class Kept:
             dist.all_gather_object(self.ranks, own)
 
     def save(self) -> None:
-        """Begin to write the state that was gathered, if it isn't yet. Raises CheckpointError if the one before couldn't be written."""
+        """Begin to write the state that was gathered, if it isn't yet. Raises StorageError if the one before couldn't be written."""
         if self.saved != self.training.step and self.rank == 0:
             own = {"history": self.history, "best": self.best, "weights": self.best_weights}
             self.writer.save({"training": self.training.state_dict(), "ranks": self.ranks, **own})

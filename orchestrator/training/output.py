@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.events import EpochEnded
+from orchestrator.storage import StorageError, read_file, write_file
 from orchestrator.training import trial
-from orchestrator.training.storage import read_file, write_file
 from orchestrator.training.trial import Job, Place, Steps
 
 ECHO_EVERY_S = 0.1  # a person at a terminal sees no delay
@@ -61,14 +61,14 @@ def captured(folder: str | None, rank: int = 0, *, keep: str | None = None, echo
     finally:
         os.close(file)
         if remote is not None:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, StorageError):
                 write_file(remote, path.name, path.read_bytes())
 
 
 def _open(folder: Path, name: str, remote: str | None) -> tuple[int, Path] | None:
     """(descriptor, path) of a file to append to: in the folder, or in this node's temporary one. What another node kept comes first."""
     for place in (folder, Path(tempfile.gettempdir()) / "orchestrator-logs" / folder.name):
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, StorageError):
             place.mkdir(parents=True, exist_ok=True)
             path = place / name
             before = read_file(remote, name) if remote is not None and not path.exists() else None

@@ -16,8 +16,7 @@ from typing import Any
 import filelock
 import xxhash
 
-from orchestrator.training.state_file import CheckpointError
-from orchestrator.training.storage import open_file, read_file, write_file
+from orchestrator.storage import StorageError, below, open_file, read_file, write_file
 
 LIST = "files.json"
 PIECE_BYTES = 8 << 20
@@ -25,7 +24,7 @@ ANOTHER_S = 3600.0  # how long a rank waits for the one that fetches
 
 
 def publish(source: Path, base: str, kind: str) -> str:
-    """Copy a file, or the files of a flat folder, to base/kind/<its name>, unless they are there; the URI. Raises CheckpointError.
+    """Copy a file, or the files of a flat folder, to base/kind/<its name>, unless they are there; the URI. Raises StorageError.
 
     The name stands for the content: what is there under it is the same.
     """
@@ -43,7 +42,7 @@ def publish(source: Path, base: str, kind: str) -> str:
 def local_copy(uri: str, cache: Path) -> Path:
     """The files of what `publish` put at a URI, in a folder of this machine below `cache`; fetched by one process, once.
 
-    Raises CheckpointError if it isn't there, or isn't whole.
+    Raises StorageError if it isn't there, or isn't whole.
     """
     folder = cache / uri.partition("?")[0].rstrip("/").rpartition("/")[2]
     with filelock.FileLock(f"{folder}.lock", timeout=ANOTHER_S):
@@ -57,12 +56,6 @@ def local_copy(uri: str, cache: Path) -> Path:
     return folder
 
 
-def below(base: str, *parts: str) -> str:
-    """A URI, or a folder, below another; a URI's options stay at its end."""
-    place, mark, query = base.partition("?") if "://" in base else (base, "", "")
-    return f"{'/'.join([place.rstrip('/'), *parts])}{mark}{query}"
-
-
 def _pieces(path: Path, digest: Any) -> Iterator[bytes]:
     with path.open("rb") as opened:
         while piece := opened.read(PIECE_BYTES):
@@ -73,19 +66,15 @@ def _pieces(path: Path, digest: Any) -> Iterator[bytes]:
 def _fetch(uri: str, folder: Path) -> None:
     listed = read_file(uri, LIST)
     if listed is None:
-        raise CheckpointError(f"the prepared data aren't at '{uri}' any more: start the command again, and they are put there anew")
+        raise StorageError(f"the prepared data aren't at '{uri}' any more: start the command again, and they are put there anew")
     for name, (size, expected) in json.loads(listed)["files"].items():
         digest = xxhash.xxh3_128()
         opened = open_file(uri, name)
         if opened is None:
-            raise CheckpointError(
-                f"'{name}' is missing from the prepared data at '{uri}': delete '{LIST}' there, and start the command again"
-            )
+            raise StorageError(f"'{name}' is missing from the prepared data at '{uri}': delete '{LIST}' there, and start the command again")
         with opened, (folder / name).open("wb") as out:
             while piece := opened.read(PIECE_BYTES):
                 digest.update(piece)
                 out.write(piece)
         if (folder / name).stat().st_size != size or digest.hexdigest() != expected:
-            raise CheckpointError(
-                f"'{name}' of the prepared data at '{uri}' is damaged: delete '{LIST}' there, and start the command again"
-            )
+            raise StorageError(f"'{name}' of the prepared data at '{uri}' is damaged: delete '{LIST}' there, and start the command again")

@@ -16,6 +16,8 @@ import torch
 import xxhash
 from torch import Tensor
 
+from orchestrator.storage import StorageError
+
 FORMAT = 1
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
@@ -25,11 +27,7 @@ DTYPES = {
 LARGEST_HEADER = 100_000_000  # bytes, as in safetensors: a damaged length must not be believed
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that can't be read or written; the message names the file."""
-
-
-class Damaged(CheckpointError):
+class Damaged(StorageError):
     """A checkpoint's file isn't what was written."""
 
 
@@ -84,7 +82,7 @@ def from_bytes(content: bytes, name: str) -> Any:
 
 
 def from_file(opened: Any, name: str) -> Any:
-    """The nested state of an open file. Raises Damaged if it isn't what was written, CheckpointError if it can't be read now."""
+    """The nested state of an open file. Raises Damaged if it isn't what was written, StorageError if it can't be read now."""
     try:
         length = int.from_bytes(opened.read(8), "little")
         if length > LARGEST_HEADER:
@@ -95,7 +93,7 @@ def from_file(opened: Any, name: str) -> Any:
         tensors = _tensors(opened, described)
     except OSError as error:
         if error.errno != errno.EIO:  # a network that is down damages nothing
-            raise CheckpointError(f"can't read '{name}': {' '.join(str(error).split())}") from None
+            raise StorageError(f"can't read '{name}': {' '.join(str(error).split())}") from None
         raise Damaged(f"checkpoint '{name}' is damaged: {error.strerror}") from None
     except Exception as error:  # whatever a damaged header leads to
         raise Damaged(f"checkpoint '{name}' is damaged: {error}") from None

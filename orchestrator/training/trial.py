@@ -22,6 +22,7 @@ from models.family import Family
 from orchestrator import names
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.experiment.config import Experiment
+from orchestrator.storage import StorageError
 from orchestrator.training import checkpoint, seeds, transfer
 from orchestrator.training.arrival import arrive
 from orchestrator.training.augment import augmenting
@@ -99,7 +100,7 @@ def run(job: Job, place: Place | None = None, stop: Callable[[], bool] = never) 
                 break
         trial.close()
     except GeneratorExit:
-        with contextlib.suppress(checkpoint.CheckpointError):
+        with contextlib.suppress(StorageError):
             if trial is not None:
                 trial.close()
         raise
@@ -118,11 +119,11 @@ def _end_of(failure: Exception, job: Job, place: Place, trial: _Trial | None) ->
         return {"state": "interrupted"}
     alone = place.world_size > 1
     if alone and is_of_a_peer(failure):
-        with contextlib.suppress(checkpoint.CheckpointError):
+        with contextlib.suppress(StorageError):
             if trial is not None:
                 trial.kept.writer.flush()
         raise PeerLost(" ".join(str(failure).split())) from failure
-    if isinstance(failure, checkpoint.CheckpointError):  # a full disk: it goes on once there is room
+    if isinstance(failure, StorageError):  # a full disk: it goes on once there is room
         return {"state": "interrupted", "error": str(failure), "alone": alone}
     trace = keep_trace(job.checkpoints, job.trial, failure)
     alone &= not isinstance(failure, Diverged)  # which is judged by sums that all ranks have

@@ -31,13 +31,28 @@ def names_of(experiment: Experiment) -> list[str]:
     return sorted({name for name in given if ":" in name})
 
 
+def files_of(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The Python files below `folder` that dotted paths need: their whole top-level packages, those that these import, and so on."""
+    found: set[Path] = set()
+    waiting, seen = [name.partition(":")[0].partition(".")[0] for name in names], {""}
+    while waiting:
+        top = waiting.pop()
+        if top in seen:
+            continue
+        seen.add(top)
+        own = _files_of_top(folder, top)
+        found |= own
+        waiting += [name for path in own for name in _neighbours(folder, path)]
+    return sorted(found)
+
+
 def pack(folder: Path, names: Iterable[str]) -> bytes | None:
     """A zip of the modules below `folder` that the dotted paths name, and of what these import; None if none of them lies there.
 
     The same files give the same bytes. Raises Refused where they are too large.
     """
     folder = folder.resolve()
-    files = _needed(folder, [name.partition(":")[0].split(".") for name in names])
+    files = files_of(folder, names)
     if not files:
         return None
     size = sum(path.stat().st_size for path in files)
@@ -49,7 +64,7 @@ def pack(folder: Path, names: Iterable[str]) -> bytes | None:
         )
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted(files):
+        for path in files:
             inside = zipfile.ZipInfo(path.relative_to(folder).as_posix(), (2020, 1, 1, 0, 0, 0))
             archive.writestr(inside, path.read_bytes(), zipfile.ZIP_DEFLATED)
     return packed.getvalue()
@@ -73,22 +88,7 @@ def unpack(code: bytes, cache: Path) -> Path:
     return folder
 
 
-def _needed(folder: Path, modules: list[list[str]]) -> set[Path]:
-    """Every file of the modules' tops, and of the tops that they import relatively, and so on."""
-    found: set[Path] = set()
-    waiting, seen = [parts[0] for parts in modules if parts and parts[0]], set()
-    while waiting:
-        top = waiting.pop()
-        if top in seen:
-            continue
-        seen.add(top)
-        own = _files_of(folder, top)
-        found |= own
-        waiting += [name for path in sorted(own) for name in _neighbours(folder, path)]
-    return found
-
-
-def _files_of(folder: Path, top: str) -> set[Path]:
+def _files_of_top(folder: Path, top: str) -> set[Path]:
     """The Python files of a top-level module or package; a package wins over a module of its name, as in Python."""
     if (folder / f"{top}.py").is_file() and not (folder / top / "__init__.py").is_file():
         return {folder / f"{top}.py"}
@@ -100,7 +100,7 @@ def _neighbours(folder: Path, path: Path) -> Iterator[str]:
     package = path.relative_to(folder).parent.parts
     try:
         tree = ast.parse(path.read_bytes())
-    except SyntaxError:  # said where it is imported
+    except (SyntaxError, ValueError):  # said where it is imported
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level == len(package) + 1:

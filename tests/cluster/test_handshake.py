@@ -22,13 +22,15 @@ from cluster.versions import of_this_process
 
 
 @contextmanager
-def head(ray: str, python: str, token: str | None = None) -> Iterator[str]:
-    """The address of what says of itself what a head with these versions says."""
+def head(ray: str, python: str, token: str | None = None, asked: list[tuple[bytes, bytes]] | None = None) -> Iterator[str]:
+    """The address of what says of itself what a head with these versions says. `asked`: gets what it is asked for."""
     from ray.core.generated import gcs_service_pb2 as messages
     from ray.core.generated import gcs_service_pb2_grpc as services
 
     class Store(services.InternalKVGcsServiceServicer):  # type: ignore[misc]
-        def InternalKVGet(self, request: object, context: grpc.ServicerContext) -> object:
+        def InternalKVGet(self, request: messages.InternalKVGetRequest, context: grpc.ServicerContext) -> object:
+            if asked is not None:
+                asked.append((request.namespace, request.key))
             if token is not None and ("authorization", f"Bearer {token}") not in context.invocation_metadata():
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
             return messages.InternalKVGetReply(value=json.dumps({"ray_version": ray, "python_version": python}).encode())
@@ -52,8 +54,10 @@ def _no_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_a_head_of_the_same_versions_is_greeted() -> None:
-    with head(of_this_process().ray, platform.python_version()) as address:
+    asked: list[tuple[bytes, bytes]] = []
+    with head(of_this_process().ray, platform.python_version(), asked=asked) as address:
         greet(address)
+    assert asked == [(b"cluster", b"CLUSTER_METADATA")]
 
 
 @pytest.mark.parametrize(

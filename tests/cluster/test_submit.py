@@ -17,16 +17,12 @@ from cluster.jobs import Jobs
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An experiment beside modules of its own, others, and 5 GB that nobody asked for."""
+    """An experiment beside modules, and 5 GB that nobody asked for."""
     (tmp_path / "mine.yaml").write_text("name: mine\n")
     for name, text in {
         "nets/__init__.py": "",
-        "nets/deep/blocks.py": "import torch\nfrom ...helpers import tidy\n",
-        "nets/deep/weights.bin": "w" * 1000,
-        "helpers.py": "import shapes\n",
-        "shapes.py": "def broken(:\n",
+        "nets/deep/blocks.py": "",
         "unrelated.py": "",
-        "models/__init__.py": "raise RuntimeError('the package of the user')\n",
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -40,23 +36,13 @@ def relative(paths: list[Path], folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in paths]
 
 
-def test_of_the_users_modules_the_named_ones_travel_and_what_they_import_from_the_folder(folder: Path) -> None:
-    found = submit.user_files(folder, ["nets.deep.blocks"])
-    assert relative(found, folder) == ["helpers.py", "nets/__init__.py", "nets/deep/blocks.py", "shapes.py"]
-
-
-def test_an_experiment_without_modules_of_its_own_takes_none_along(folder: Path) -> None:
-    assert submit.user_files(folder, []) == []
-    assert submit.user_files(folder, ["an_installed_package.nets"]) == []
-
-
-def test_a_folder_of_5_gb_does_not_travel(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_of_a_folder_the_experiment_and_the_given_files_travel_only(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     own = tmp_path_factory.mktemp("packed")
     packages = {"cluster": Path(cluster.__file__ or "").parent}
-    packed = submit.pack(folder / "mine.yaml", ["nets.deep.blocks"], packages, "1.2", own)
+    packed = submit.pack(folder / "mine.yaml", sorted((folder / "nets").rglob("*.py")), packages, "1.2", own)
     working = Path(packed["working_dir"])
     there = relative(sorted(path for path in working.rglob("*") if path.is_file()), working)
-    assert there == ["helpers.py", "mine.yaml", "nets/__init__.py", "nets/deep/blocks.py", "shapes.py"]
+    assert there == ["mine.yaml", "nets/__init__.py", "nets/deep/blocks.py"]
     (wheel,) = packed["py_modules"]
     assert Path(wheel).name.startswith("orchestrator-1.2-")
     assert sum(path.stat().st_size for path in own.rglob("*") if path.is_file()) < 1_000_000

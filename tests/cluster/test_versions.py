@@ -59,6 +59,12 @@ def test_several_nodes_of_one_address_are_told_apart() -> None:
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
+    """A Ray of one node: a process has one at most, so that of tests/execution where it still runs."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
     with connect(None, "orchestrator.execution.executor.set_up_worker", {}, "0", {}, 1):
         yield
 

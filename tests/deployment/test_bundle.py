@@ -275,6 +275,15 @@ def test_a_users_family_is_looked_for_in_the_working_folder_where_its_own_is_gon
         assert type(bundles.read(moved).family).__name__ == "Net"
 
 
+def test_the_neighbours_that_a_users_module_imports_come_with_it(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text("from . import tricks\nfrom .shared.heads import head\n")
+    (tmp_path / "tricks.py").write_text("")
+    (tmp_path / "unused.py").write_text("")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "heads.py").write_text("head = 1\n")
+    assert set(bundles.user_files("nets:Net", tmp_path)) == {"user/nets.py", "user/tricks.py", "user/shared/heads.py"}
+
+
 def test_the_code_of_an_installed_family_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
     for name, text in PACKAGE.items():

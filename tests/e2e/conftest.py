@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -129,8 +130,19 @@ def clean_env() -> dict[str, str]:
     return env | {"MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "200"}
 
 
+@functools.cache
+def new_store() -> bytes:
+    """MLflow's store without a run in it, which takes seconds to make: as a command before would have left it."""
+    from mlflow import MlflowClient
+
+    with tempfile.TemporaryDirectory() as folder:
+        MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db").search_experiments()
+        return (Path(folder) / "mlflow.db").read_bytes()
+
+
 def open_shell(folder: Path) -> Shell:
     shutil.copytree(PROJECT / "configs", folder / "configs")
+    (folder / "mlflow.db").write_bytes(new_store())
     return Shell(folder, clean_env())
 
 
@@ -167,7 +179,7 @@ Typed = Callable[..., Said]
 
 @pytest.fixture
 def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Typed:
-    """A command that is parsed, run and printed as in a terminal, but in this process: for refusals, which need no other one."""
+    """A command that is parsed, run and printed as in a terminal, but in this process: imports cost more than most commands."""
     for name in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 
@@ -190,6 +202,25 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], t
         return Said(code, out, err)
 
     return type_
+
+
+@dataclass
+class Here(Shell):
+    """Types commands that run in this process."""
+
+    typed: Typed = field(kw_only=True)
+
+    def run(self, *words: str, code: int = 0, timeout_s: float = 240) -> Said:
+        """Run a command; fails unless it exits with `code`."""
+        said = self.typed(*words, folder=self.folder)
+        assert said.code == code, f"orchestrator {' '.join(words)}: exit {said.code}, not {code}\n{said.out[-2000:]}\n{said.err[-3000:]}"
+        return said
+
+
+@pytest.fixture
+def here(shell: Shell, typed: Typed) -> Here:
+    """A shell whose commands run in this process."""
+    return Here(shell.folder, shell.env, typed=typed)
 
 
 @pytest.fixture(scope="module")

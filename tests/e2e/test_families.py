@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.e2e.conftest import DATA, Shell
+from tests.e2e.conftest import DATA, Here, Shell
 
 pytestmark = pytest.mark.slow
 OFFLINE = ("sequence-lstm", "ratings-recommender", "ranking-recommender", "shapes-unet")
@@ -32,39 +32,39 @@ def train(shell: Shell, config: str, *overrides: str) -> Any:
         ("ranking-recommender", "hr_at_10", 0.92, 1.04),  # of the oracle
     ],
 )
-def test_a_generated_task_is_learned_to_near_its_known_optimum(config: str, metric: str, least: float, most: float, shell: Shell) -> None:
-    optimum = shell.run("data", "show", f"configs/{config}.yaml", "--json").json["optimum"][metric]
-    trained = train(shell, config)
+def test_a_generated_task_is_learned_to_near_its_known_optimum(config: str, metric: str, least: float, most: float, here: Here) -> None:
+    optimum = here.run("data", "show", f"configs/{config}.yaml", "--json").json["optimum"][metric]
+    trained = train(here, config)
     assert least <= trained["test"][f"test_{metric}"] / optimum <= most
     assert trained["margin"][0] > 0, "it beats its baseline by more than noise"
-    board = shell.run("runs", trained["experiment"]).out
+    board = here.run("runs", trained["experiment"]).out
     assert "optimum" in board
     assert "baseline" in board
 
 
-def test_shapes_are_segmented(shell: Shell) -> None:
-    trained = train(shell, "shapes-unet")
+def test_shapes_are_segmented(here: Here) -> None:
+    trained = train(here, "shapes-unet")
     assert trained["test"]["test_iou"] >= 0.9
-    names = {Path(item.path).name for item in shell.client().list_artifacts(trained["run_id"], "test")}
+    names = {Path(item.path).name for item in here.client().list_artifacts(trained["run_id"], "test")}
     assert {"examples.png", "per_class.json"} <= names
 
 
 @pytest.mark.parametrize("config", OFFLINE)
-def test_the_four_commands_serve_every_family(config: str, shell: Shell) -> None:
+def test_the_four_commands_serve_every_family(config: str, here: Here) -> None:
     path = f"configs/{config}.yaml"
     short = ("sweep.trials=3", "training.epochs=2")
-    assert shell.run("plan", path, *short, "--json").json["trials"] == 3
-    swept = shell.run("sweep", path, *short, "--json", timeout_s=600).json
+    assert here.run("plan", path, *short, "--json").json["trials"] == 3
+    swept = here.run("sweep", path, *short, "--json", timeout_s=600).json
     assert [trial["state"] for trial in swept["trials"]] == ["finished"] * 3 or {t["state"] for t in swept["trials"]} <= {
         "finished",
         "stopped",
     }
-    assert len(shell.run("runs", config, "--json").json["runs"]) == 3
-    assert shell.run("promote", config, "registry.require={}", "--json").json["decision"] == "promoted"
-    test = shell.run("data", "prepare", path, "--json").json["splits"]["test"]
-    said = shell.run("predict", f"models:/{config}@champion", test["files"][0], "out.parquet", "--json").json
+    assert len(here.run("runs", config, "--json").json["runs"]) == 3
+    assert here.run("promote", config, "registry.require={}", "--json").json["decision"] == "promoted"
+    test = here.run("data", "prepare", path, "--json").json["splits"]["test"]
+    said = here.run("predict", f"models:/{config}@champion", test["files"][0], "out.parquet", "--json").json
     assert (said["rows"], said["failed"]) == (test["rows"], 0)
-    assert pq.read_table(shell.folder / "out.parquet").column("prediction").null_count == 0
+    assert pq.read_table(here.folder / "out.parquet").column("prediction").null_count == 0
 
 
 @pytest.mark.parametrize(("config", "metric"), [("sequence-lstm", "test_accuracy"), ("ranking-recommender", "test_hr_at_10")])
@@ -75,31 +75,31 @@ def test_two_workers_learn_as_well_as_one(config: str, metric: str, shell: Shell
 
 
 @missing("mr")
-def test_film_reviews_reach_their_published_accuracy(shell: Shell) -> None:
+def test_film_reviews_reach_their_published_accuracy(here: Here) -> None:
     scores = [
-        train(shell, "sentiment-lstm", f"data.path={DATA / 'mr'}", f"training.seed={seed}")["test"]["test_accuracy"] for seed in range(3)
+        train(here, "sentiment-lstm", f"data.path={DATA / 'mr'}", f"training.seed={seed}")["test"]["test_accuracy"] for seed in range(3)
     ]
     assert sum(scores) / 3 >= 0.77, scores
 
 
 @missing("ml-100k")
-def test_film_ratings_reach_their_published_error(shell: Shell) -> None:
+def test_film_ratings_reach_their_published_error(here: Here) -> None:
     path = f"data.path={DATA / 'ml-100k'}"
-    assert train(shell, "movielens-rating", path)["test"]["test_rmse"] <= 0.92
+    assert train(here, "movielens-rating", path)["test"]["test_rmse"] <= 0.92
     splits = [f"data.split={{train: 0.87, validation: 0.03, test: 0.1, seed: {seed}}}" for seed in range(3)]
-    scores = [train(shell, "movielens-rating", path, split)["test"]["test_rmse"] for split in splits]
+    scores = [train(here, "movielens-rating", path, split)["test"]["test_rmse"] for split in splits]
     assert sum(scores) / 3 <= 0.905, scores
 
 
 @missing("ml-100k")
-def test_film_rankings_reach_their_published_scores_and_say_both_protocols(shell: Shell) -> None:
-    test = train(shell, "movielens-ranking", f"data.path={DATA / 'ml-100k'}")["test"]
+def test_film_rankings_reach_their_published_scores_and_say_both_protocols(here: Here) -> None:
+    test = train(here, "movielens-ranking", f"data.path={DATA / 'ml-100k'}")["test"]
     assert test["test_hr_at_10"] >= 0.65
     assert test["test_ndcg_at_10"] >= 0.38
     assert 0 < test["test_full_hr_at_10"] < test["test_hr_at_10"]
 
 
-def test_numbers_are_learned_from_sequences_and_their_residuals_are_drawn(shell: Shell) -> None:
+def test_numbers_are_learned_from_sequences_and_their_residuals_are_drawn(here: Here) -> None:
     """A table of sequences with a number each: the mean of what the sequence holds."""
     import numpy as np
     import pyarrow as pa
@@ -107,14 +107,14 @@ def test_numbers_are_learned_from_sequences_and_their_residuals_are_drawn(shell:
     rng = np.random.default_rng(0)
     sequences = [rng.normal(size=(int(n), 2)) for n in rng.integers(3, 9, 300)]
     table = pa.table({"sequence": [s.tolist() for s in sequences], "target": [100 + 10 * float(s[:, 0].sum()) for s in sequences]})
-    pq.write_table(table, shell.folder / "walks.parquet")
-    (shell.folder / "walks.yaml").write_text(
+    pq.write_table(table, here.folder / "walks.parquet")
+    (here.folder / "walks.yaml").write_text(
         "name: walks\ndata: {source: table, path: walks.parquet}\nmodel: {family: lstm-regression, hidden: 16}\n"
         "optimizer: {lr: 1e-2}\ntraining: {epochs: 15, batch_size: 32}\n"
     )
-    trained = shell.run("train", "walks.yaml", "--json").json
+    trained = here.run("train", "walks.yaml", "--json").json
     assert trained["test"]["test_rmse"] < trained["baseline"]["test_rmse"] / 2
-    folder = next((shell.folder / ".orchestrator" / "figures").iterdir())
+    folder = next((here.folder / ".orchestrator" / "figures").iterdir())
     assert json.loads((folder / "residuals.json").read_text())["r2"] > 0.7
 
 

@@ -1,8 +1,9 @@
-"""A folder with an MLflow store and a ledger in it, and a sweep to record."""
+"""A folder with an MLflow store and a ledger in it, a sweep to record, and what MLflow has then."""
 
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted, State
 from orchestrator.records import tracking
 from orchestrator.records.ledger import Launch, Ledger
+from orchestrator.records.tracking import client
 from tests.conftest import MakeExperiment
 
+HOME = Path(".orchestrator")
 AT = 1_700_000_000_000
 ABOUT = {
     "commit": "c0ffee",
@@ -109,3 +112,44 @@ def record(ledger: Ledger, begin: Record) -> Record:
         return launch
 
     return made
+
+
+def runs(of: Any = None) -> dict[str, Any]:
+    """MLflow's runs by their key."""
+    of = of or client()
+    experiment = of.get_experiment_by_name("corners")
+    found = of.search_runs([experiment.experiment_id]) if experiment else []
+    return {run.data.tags["orchestrator.key"]: run for run in found}
+
+
+def everything() -> dict[str, Any]:
+    """All that MLflow has of the experiment, without the ids that a store gives."""
+    of, seen = client(), {}
+    keys = {run.info.run_id: key for key, run in runs(of).items()}
+    for key, run in runs(of).items():
+        tags = {k: v for k, v in run.data.tags.items() if k != "orchestrator.model_id"}
+        if "mlflow.parentRunId" in tags:
+            tags["mlflow.parentRunId"] = keys[tags["mlflow.parentRunId"]]
+        history = {
+            name: [(m.value, m.timestamp, m.step) for m in of.get_metric_history(run.info.run_id, name)] for name in run.data.metrics
+        }
+        inputs = [(d.dataset.name, d.dataset.digest, d.tags[0].value) for d in run.inputs.dataset_inputs]
+        seen[key] = {
+            "name": run.info.run_name,
+            "status": run.info.status,
+            "times": (run.info.start_time, run.info.end_time),
+            "params": run.data.params,
+            "tags": tags,
+            "history": history,
+            "inputs": inputs,
+            "models": len(run.outputs.model_outputs) if run.outputs else 0,
+            "files": sorted(f.path for f in of.list_artifacts(run.info.run_id)),
+        }
+    return seen
+
+
+def unused_port() -> int:
+    """Where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

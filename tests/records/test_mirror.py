@@ -12,6 +12,7 @@ import pytest
 from orchestrator.errors import Failed
 from orchestrator.records.ledger import Launch, Ledger
 from orchestrator.records.mirror import NAME, Mirror, mirror, mirror_of, restore
+from tests.s3 import bucket
 
 LAUNCH = Launch("20260101-000000-aaaa", "sweep", "digits", {}, "val_loss", "min", "f" * 16, "/nowhere")
 
@@ -91,7 +92,7 @@ def test_a_mirror_that_fails_leaves_the_one_before_and_nothing_beside_it(tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(Failed, match=r"can't be mirrored to .*No space left on device"):
+    with pytest.raises(Failed, match=f"^the ledger can't be mirrored to '{shared}': No space left on device$"):
         mirror(ledger.path, str(shared))
     assert (shared / NAME).read_bytes() == before
     assert [path.name for path in shared.iterdir()] == [NAME]
@@ -128,3 +129,23 @@ def test_a_place_that_takes_nothing_is_said_and_does_not_end_the_command(tmp_pat
     background = Mirror(tmp_path / "here", str(tmp_path / "file" / "below"), every_s=0.05)
     background.start()
     assert "can't be mirrored" in str(background.stop())
+
+
+def test_a_bucket_named_with_options_holds_a_copy_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger(tmp_path / "here")
+    ledger.launch(LAUNCH)
+    with bucket() as s3:
+        for name, value in s3.env.items():
+            monkeypatch.setenv(name, value)
+        uri = mirror_of(s3.uri, "digits")
+        assert restore(uri, tmp_path / "there") is False
+        mirror(ledger.path, uri)
+        assert s3.names() == ["checkpoints/ledgers/digits/ledger.sqlite"]
+        assert restore(uri, tmp_path / "there") is True
+    assert Ledger(tmp_path / "there").launches() == [LAUNCH.id]
+
+
+def test_the_copy_lies_below_the_place_of_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert mirror_of("~/kept/", "digits") == f"{tmp_path}/kept/ledgers/digits"
+    assert mirror_of("s3://bucket/kept/?scheme=http", "digits") == "s3://bucket/kept/ledgers/digits?scheme=http"

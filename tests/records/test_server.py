@@ -14,9 +14,7 @@ from orchestrator.records import tracking
 from orchestrator.records.ledger import Ledger
 from orchestrator.records.tracking import client, destination, recorded, sync
 from tests.mlflow_server import Proxy, server
-from tests.records.conftest import Record
-
-HOME = Path(".orchestrator")
+from tests.records.conftest import HOME, Record
 
 
 @pytest.fixture(scope="module")

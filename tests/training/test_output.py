@@ -102,11 +102,13 @@ def test_a_logger_that_holds_a_stream_of_the_run_writes_to_the_terminal_afterwar
     assert capfd.readouterr().err == "after it\n"
 
 
-def test_a_full_disk_loses_what_is_printed_and_fails_nothing(tmp_path: Path) -> None:
+def test_a_full_disk_loses_what_is_printed_and_fails_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "rank-0.log").symlink_to("/dev/full")
     with captured(str(tmp_path)):
         print("lost", flush=True)
         sys.stderr.write("lost too\n")
+    print("after it")
+    assert capfd.readouterr() == ("after it\n", "")
 
 
 def test_where_the_folder_can_not_be_made_the_temporary_one_is_used(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.storage import StorageError
 from orchestrator.training import rows
-from orchestrator.training.rows import LIST, below, local_copy, publish
-from orchestrator.training.state_file import CheckpointError
+from orchestrator.training.rows import LIST, local_copy, publish
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_one_file_is_put_below_its_name(tmp_path: Path, cache: Path) -> None:
 def test_without_the_list_that_is_written_last_there_is_nothing(source: Path, cache: Path, tmp_path: Path) -> None:
     uri = publish(source, f"file://{tmp_path}/storage", "data")
     (tmp_path / "storage/data/f1n9e7" / LIST).unlink()
-    with pytest.raises(CheckpointError, match="aren't at"):
+    with pytest.raises(StorageError, match="aren't at"):
         local_copy(uri, cache)
     assert list(cache.glob("f1n9e7")) == []
 
@@ -71,7 +71,7 @@ def test_what_does_not_fit_the_list_is_not_used(source: Path, cache: Path, tmp_p
     uri = publish(source, f"file://{tmp_path}/storage", "data")
     stored = tmp_path / "storage/data/f1n9e7/train.parquet"
     stored.unlink() if damage is None else stored.write_bytes(damage)
-    with pytest.raises(CheckpointError, match=r"'train\.parquet'.*delete 'files\.json' there"):
+    with pytest.raises(StorageError, match=r"'train\.parquet'.*delete 'files\.json' there"):
         local_copy(uri, cache)
     assert [path.name for path in cache.iterdir() if path.is_dir()] == []
 
@@ -81,18 +81,13 @@ def test_an_upload_that_broke_off_is_made_anew(source: Path, cache: Path, tmp_pa
 
     def full(uri: str, name: str, content: object) -> None:
         if name == "train.parquet":
-            raise CheckpointError("no space left on device")
+            raise StorageError("no space left on device")
         write(uri, name, content)  # type: ignore[arg-type]
 
     monkeypatch.setattr(rows, "write_file", full)
-    with pytest.raises(CheckpointError, match="no space"):
+    with pytest.raises(StorageError, match="no space"):
         publish(source, f"file://{tmp_path}/storage", "data")
     monkeypatch.setattr(rows, "write_file", write)
     uri = publish(source, f"file://{tmp_path}/storage", "data")
     assert files_of(local_copy(uri, cache)) == files_of(source)
     assert set(json.loads((tmp_path / "storage/data/f1n9e7" / LIST).read_text())["files"]) == {"train.parquet", "data.json"}
-
-
-def test_the_options_of_a_uri_stay_at_its_end() -> None:
-    assert below("s3://bucket/x/?scheme=http", "data", "f") == "s3://bucket/x/data/f?scheme=http"
-    assert below("/a?b", "data") == "/a?b/data"

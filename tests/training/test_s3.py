@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.storage import StorageError, write_file
 from orchestrator.training import checkpoint
-from orchestrator.training.checkpoint import CheckpointError, Writer
+from orchestrator.training.checkpoint import Writer
 from orchestrator.training.rows import local_copy, publish
 from tests.s3 import Bucket, bucket
 
@@ -68,12 +69,12 @@ def test_of_a_damaged_one_the_one_before_is_used(s3: Bucket) -> None:
 
 
 def test_a_bucket_that_is_not_there_is_told_before_anything_is_trained(s3: Bucket) -> None:
-    with pytest.raises(CheckpointError, match=r"can't write 's3://none/x\?.*bucket"):
+    with pytest.raises(StorageError, match=r"can't write 's3://none/x\?.*bucket"):
         checkpoint.probe(s3.uri.replace("bucket/checkpoints", "none/x"))
 
 
 def test_a_server_that_is_gone_is_told_without_the_credentials(s3: Bucket) -> None:
-    with pytest.raises(CheckpointError, match=r"can't write") as told:
+    with pytest.raises(StorageError, match=r"can't write") as told:
         checkpoint.probe(s3.uri.replace(f":{s3.port}", ":1") + "&connect_timeout=1&request_timeout=1")
     assert s3.secret not in str(told.value)
 
@@ -86,3 +87,13 @@ def test_prepared_data_are_put_there_and_fetched(s3: Bucket, tmp_path: Path) -> 
     uri = publish(folder, s3.uri, "data")
     assert [name for name in s3.names() if "f1n9" in name] == ["checkpoints/data/f1n9/files.json", "checkpoints/data/f1n9/train.parquet"]
     assert (local_copy(uri, tmp_path / "cache") / "train.parquet").read_bytes() == b"x" * 20_000_000
+
+
+def test_an_upload_that_breaks_off_leaves_no_part_behind(s3: Bucket) -> None:
+    def buffers() -> Iterator[bytes]:
+        yield b"x" * 20_000_000
+        raise OSError("the disk that it is read from is gone")
+
+    with pytest.raises(StorageError, match=r"can't write 's3://.*is gone"):
+        write_file(uri_of(s3, "cut"), "a", buffers())
+    assert [name for name in s3.names() if "/cut/" in name] == []

@@ -14,7 +14,7 @@ from orchestrator import names
 from orchestrator.errors import Refused
 from orchestrator.training import arrival, user_code
 from orchestrator.training.arrival import Sent, arrive
-from orchestrator.training.user_code import names_of, pack, unpack
+from orchestrator.training.user_code import files_of, names_of, pack, unpack
 from tests.conftest import MakeExperiment, MakeJob, drive
 
 NET = """
@@ -53,6 +53,24 @@ def test_what_is_named_and_what_that_imports_travels_and_nothing_else(folder: Pa
     code = pack(folder, ["nets:Net"])
     assert inside(code) == ["deep.py", "layers/__init__.py", "layers/blocks.py", "nets.py", "tricks.py"]
     assert len(code or b"") < 2000
+
+
+def test_imports_are_followed_from_packages_deep_down_with_or_without_an_init(tmp_path: Path) -> None:
+    for name, text in {
+        "nets/deep/blocks.py": "import torch\nfrom ...helpers import tidy\n",
+        "nets/deep/weights.bin": "w",
+        "helpers.py": "import elsewhere\nfrom elsewhere import more\nfrom .shapes import square\n",
+        "shapes.py": "def broken(:\n",
+        "elsewhere.py": "raise RuntimeError('only its neighbours by relative imports')\n",
+        "models/__init__.py": "raise RuntimeError('the package of the user')\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert [path.relative_to(tmp_path).as_posix() for path in files_of(tmp_path, ["nets.deep.blocks:Net"])] == [
+        "helpers.py",
+        "nets/deep/blocks.py",
+        "shapes.py",
+    ]
 
 
 def test_the_same_files_are_the_same_bytes_whenever_they_were_written(folder: Path) -> None:

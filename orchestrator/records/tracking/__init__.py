@@ -1,8 +1,10 @@
 """Ledger -> MLflow, in the background; and reading runs back. MLflow itself is imported where it is needed."""
 
 from orchestrator.records.tracking.background import BackgroundSender, sending_lock, sync
+from orchestrator.records.tracking.models import log_model, test_tags
 from orchestrator.records.tracking.read import RecordedRun, experiment_file, recorded, recorded_run
-from orchestrator.records.tracking.send import Sender, log_model, test_tags, to_yaml
+from orchestrator.records.tracking.rows import to_yaml
+from orchestrator.records.tracking.send import Sender
 from orchestrator.records.tracking.store import (
     check_store,
     client,

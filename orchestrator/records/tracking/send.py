@@ -6,32 +6,18 @@ from the ledger: the same row sent again is the same row.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Failed
-from orchestrator.events import KINDS, from_plain, summarise
-from orchestrator.experiment.config import parameters
 from orchestrator.records.ledger import Entry, Launch, Ledger, by_run
 from orchestrator.records.logs import places
 from orchestrator.records.tracking.logs import send_logs
+from orchestrator.records.tracking.models import send_kept
+from orchestrator.records.tracking.rows import Rows, dataset, rows_of, run_tags, text, to_yaml
 from orchestrator.records.tracking.store import asked_once, client, destination
 
-STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 EXPERIMENT_FILE = "experiment.yaml"
-
-
-@dataclass
-class _Rows:
-    """What some entries say of one run."""
-
-    params: dict[str, Any] = field(default_factory=dict)
-    tags: dict[str, Any] = field(default_factory=dict)
-    metrics: list[Any] = field(default_factory=list)
-    status: tuple[str, int | None] | None = None  # of a run that ended: when it did
 
 
 class Sender:
@@ -80,17 +66,15 @@ class Sender:
     def _send_run(self, launch: Launch, trial: int | None, entries: Sequence[Entry]) -> None:
         """What these entries say of one run. Every part of it may be sent again."""
         run_id = self._run(launch, trial, entries[0].at_ms)
-        rows = _Rows()
-        for entry in entries:
-            self._collect(rows, launch, entry)
+        rows = rows_of(self.ledger, launch, entries)
         self._send_rows(run_id, rows)
         for entry in entries:
             if entry.kind in ("launched", "reopened"):
                 self._send_files(run_id, launch)
             if entry.kind == ("launched" if trial is None else "started"):
-                self.client.log_inputs(run_id, [_dataset(launch)])
+                self.client.log_inputs(run_id, [dataset(launch)])
             elif entry.kind == "kept":
-                self._send_kept(launch, run_id, entry)
+                send_kept(self.client, launch, run_id, entry)
             elif entry.kind == "ended":
                 send_logs(self.client, run_id, places(self.ledger.path.parent, launch, trial))
         if rows.status is not None:
@@ -100,39 +84,15 @@ class Sender:
             else:
                 self.client.set_terminated(run_id, status, ended_ms)
 
-    def _collect(self, rows: _Rows, launch: Launch, entry: Entry) -> None:
-        from mlflow.entities import Metric
-
-        data = entry.data
-        if entry.kind == "launched":
-            rows.params |= parameters(launch.experiment)
-        elif entry.kind == "started":
-            rows.params |= data["params"]
-            rows.tags |= {"orchestrator.values": data["values"]} | {f"orchestrator.{k}": v for k, v in data["env"].items()}
-        elif entry.kind == "epoch":
-            rows.metrics += [Metric(key, value, entry.at_ms, data["epoch"]) for key, value in data["metrics"].items()]
-        elif entry.kind == "ended":
-            rows.tags |= self._result_tags(launch, entry.trial, data)
-            if entry.trial is not None or launch.command == "train":
-                rows.status = (STATUS[data["state"]], entry.at_ms)
-        elif entry.kind in ("reopened", "resumed"):
-            rows.tags |= {"orchestrator.state": "running", "orchestrator.error": ""}
-            rows.status = ("RUNNING", None)
-        elif entry.kind == "closed":
-            rows.tags |= {f"orchestrator.{key}": value for key, value in data["tags"].items()} | {"mlflow.note.content": data["note"]}
-            rows.status = (STATUS[data["state"]], entry.at_ms)
-            if launch.command == "sweep":
-                rows.metrics += [Metric(key, value, entry.at_ms, data.get("step", 0)) for key, value in data["metrics"].items()]
-
-    def _send_rows(self, run_id: str, rows: _Rows) -> None:
+    def _send_rows(self, run_id: str, rows: Rows) -> None:
         """A new run's rows in one call; else parameters apart: one that changed is refused, and what is sent with it is lost."""
         from mlflow.entities import Param, RunTag
 
-        params, tags, metrics = rows.params, [RunTag(key, _text(value)) for key, value in rows.tags.items()], rows.metrics
+        params, tags, metrics = rows.params, [RunTag(key, text(value)) for key, value in rows.tags.items()], rows.metrics
         if run_id not in self._fresh and params:
             there = self.client.get_run(run_id).data.params
             params = {key: value for key, value in params.items() if key not in there}
-        given = [Param(key, _text(value)) for key, value in params.items()]
+        given = [Param(key, text(value)) for key, value in params.items()]
         if run_id in self._fresh and len(given) <= 100 and len(metrics) <= 800:
             self._fresh.discard(run_id)
             self.client.log_batch(run_id, metrics=metrics, params=given, tags=tags)
@@ -148,22 +108,6 @@ class Sender:
         self.client.log_text(run_id, to_yaml(launch.experiment), EXPERIMENT_FILE)
         if launch.about.get("diff"):
             self.client.log_text(run_id, launch.about["diff"], "uncommitted.diff")
-
-    def _result_tags(self, launch: Launch, trial: int | None, data: dict[str, Any]) -> dict[str, str]:
-        """What `runs` needs of a run beside its metrics; computed from all of its events, not from this batch's."""
-        entries = self.ledger.run_entries(launch.id, trial)
-        result = summarise((from_plain(e.kind, e.data) for e in entries if e.kind in KINDS), launch.metric, launch.mode)
-        tags = {
-            "orchestrator.state": data["state"],
-            "orchestrator.stopped_by": data["stopped_by"] or "",
-            "orchestrator.error": data["error"] or "",
-            "orchestrator.trace": data["trace"] or "",
-            "orchestrator.nodes": json.dumps(data["nodes"]),
-            "orchestrator.wall_s": str(result.wall_s),
-            "orchestrator.epochs": str(result.epochs),
-            "orchestrator.best": json.dumps(result.best.__dict__) if result.best else "",
-        }
-        return {name: value for name, value in tags.items() if value}
 
     def _run(self, launch: Launch, trial: int | None, at_ms: int) -> str:
         """The run's MLflow id: known, or new."""
@@ -218,7 +162,7 @@ class Sender:
         kind = "trial" if trial is not None else launch.command
         key = f"{launch.id}/{'parent' if trial is None else trial}"
         name = f"{kind if trial is None else f'trial {trial}'} {launch.id}"
-        tags, experiment = _run_tags(launch, trial, key, kind, parent), self._experiment(launch.name)
+        tags, experiment = run_tags(launch, trial, key, kind, parent), self._experiment(launch.name)
         with asked_once():
             made = self.client.create_run(experiment, at_ms, tags, name)
         self._fresh.add(made.info.run_id)
@@ -234,43 +178,6 @@ class Sender:
             self._experiments[name] = str(found.experiment_id if found is not None else self.client.create_experiment(name))
         return self._experiments[name]
 
-    def _send_kept(self, launch: Launch, run_id: str, entry: Entry) -> None:
-        """The bundle as a logged model of the run, and its test scores, linked to model and data; once."""
-        from mlflow.entities import LoggedModelOutput, Metric
-
-        run = self.client.get_run(run_id)
-        model_id = run.data.tags.get("orchestrator.model_id")
-        bundle = Path(entry.data["bundle"])
-        if model_id is None and bundle.exists():
-            model_id = log_model(self.client, run_id, launch.name, bundle)
-            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, entry.data["epoch"])])
-        data = _dataset(launch).dataset
-        metrics = [
-            Metric(
-                key,
-                value,
-                entry.at_ms,
-                entry.data["epoch"],
-                model_id=model_id,
-                dataset_name=data.name,
-                dataset_digest=data.digest,
-                run_id=run_id,
-            )
-            for key, value in entry.data["test"].items()
-        ]
-        self.client.log_batch(run_id, metrics=metrics, tags=test_tags(entry.data.get("baseline", {}), entry.data.get("margin")))
-        figures = Path(entry.data.get("figures", ""))
-        if entry.data.get("figures") and figures.is_dir():
-            self.client.log_artifacts(run_id, str(figures), "test")
-
-
-def test_tags(baseline: dict[str, float], margin: Sequence[float] | None) -> list[Any]:
-    """The tags of a run's test: its baseline's scores, and the interval by which it beats that."""
-    from mlflow.entities import RunTag
-
-    said = {"orchestrator.baseline.test": baseline or None, "orchestrator.margin": margin}
-    return [RunTag(key, json.dumps(value)) for key, value in said.items() if value is not None]
-
 
 def _is_silence(error: Exception) -> bool:
     """Whether nobody answers: the other launches needn't try, each would wait as long."""
@@ -278,81 +185,3 @@ def _is_silence(error: Exception) -> bool:
 
     nobody = (ConnectionError, RetryError, Timeout)
     return isinstance(error, nobody) or isinstance(error.__cause__ or error.__context__, nobody)
-
-
-def log_model(client: Any, run_id: str, name: str, bundle: Path) -> str:
-    """Log a bundle as a model of a run, or go on with one that was begun; its id, which the run keeps as a tag once it is whole."""
-    run = client.get_run(run_id)
-    tags = {"orchestrator.key": run.data.tags["orchestrator.key"]}
-    begun = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'", max_results=1)
-    if begun:
-        model_id = str(begun[0].model_id)
-    else:
-        with asked_once():
-            model_id = str(client.create_logged_model(run.info.experiment_id, name, run_id, tags, None, "bundle").model_id)
-    client.log_model_artifacts(model_id, str(bundle))
-    client.finalize_logged_model(model_id, "READY")
-    client.set_tag(run_id, "orchestrator.model_id", model_id)
-    return model_id
-
-
-def _run_tags(launch: Launch, trial: int | None, key: str, kind: str, parent: str | None) -> dict[str, str]:
-    about = launch.about
-    tags = {
-        "orchestrator.key": key,
-        "orchestrator.kind": kind,
-        "orchestrator.launch": launch.id,
-        "orchestrator.trial": "" if trial is None else str(trial),
-        "orchestrator.metric": launch.metric,
-        "orchestrator.mode": launch.mode,
-        "orchestrator.fingerprint": launch.fingerprint,
-        "orchestrator.baseline": json.dumps(about.get("baseline") or {}),
-        "orchestrator.protocol": str(about.get("protocol", "")),
-        "orchestrator.optimum": json.dumps(about.get("data", {}).get("optimum") or {}),
-        "orchestrator.state": "running",
-        "orchestrator.seed": str(launch.experiment["training"]["seed"]),
-        "orchestrator.dirty": str(about.get("dirty", False)).lower(),
-        "orchestrator.versions": json.dumps(about.get("versions", {})),
-        "orchestrator.machine": str(about.get("machine", "")),
-        "mlflow.source.name": str(about.get("source", "orchestrator")),
-        "mlflow.source.type": "LOCAL",
-        "mlflow.user": str(about.get("user", "")),
-    }
-    if about.get("commit"):
-        tags["mlflow.source.git.commit"] = about["commit"]
-    if parent is not None:
-        tags["mlflow.parentRunId"] = parent
-    return tags
-
-
-def _dataset(launch: Launch) -> Any:
-    """The data set as MLflow shows it: name, digest, source, schema."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    data = launch.about.get("data", {})
-    made = Dataset(
-        name=str(data.get("source", "data")),
-        digest=launch.fingerprint[:36],
-        source_type="local",
-        source=json.dumps({"uri": data.get("path") or data.get("source", "")}),
-        schema=json.dumps({"mlflow_colspec": data.get("columns", [])}),
-        profile=json.dumps(data.get("rows", {})),
-    )
-    return DatasetInput(made, [InputTag("mlflow.data.context", "training")])
-
-
-def to_yaml(data: dict[str, Any]) -> str:
-    """Plain data as YAML."""
-    import io
-
-    from ruamel.yaml import YAML
-
-    out, yaml = io.StringIO(), YAML(typ="safe", pure=True)
-    yaml.default_flow_style = None
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.dump(data, out)
-    return out.getvalue()
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
