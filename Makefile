@@ -29,10 +29,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: setup lint  ## everything that CI checks
-	$(BIN)/python -m pytest
+test: setup lint  ## everything that CI checks; two files at a time, since each starts processes of its own
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-long: setup  ## the tests that take minutes each: clusters, jobs, nodes that die
+test-long: setup  ## the tests that take minutes each: jobs, addresses and networks of clusters
 	$(BIN)/python -m pytest -m long
 
 clean:  ## the environment and what the demo made

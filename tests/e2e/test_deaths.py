@@ -79,7 +79,6 @@ def commands() -> list[list[str]]:
     return [words for words in found if words[0]]
 
 
-@pytest.mark.long
 def test_trials_move_from_nodes_that_leave_with_notice_and_without(three_nodes: Nodes, tmp_path: Path) -> None:
     shell, sweep = started(three_nodes, tmp_path, "training.epochs=40")
     head, leaves, _ = ids(three_nodes)
@@ -102,7 +101,6 @@ def test_trials_move_from_nodes_that_leave_with_notice_and_without(three_nodes: 
     assert len(shell.recorded()) == 5
 
 
-@pytest.mark.long
 def test_a_head_that_dies_ends_the_sweep_resumable_and_it_says_how(three_nodes: Nodes, tmp_path: Path) -> None:
     shell, sweep = started(three_nodes, tmp_path, "training.epochs=4000")
     three_nodes.kill(0)

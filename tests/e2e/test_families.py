@@ -68,8 +68,8 @@ def test_the_four_commands_serve_every_family(config: str, here: Here) -> None:
 
 
 @pytest.mark.parametrize(("config", "metric"), [("sequence-lstm", "test_accuracy"), ("ranking-recommender", "test_hr_at_10")])
-def test_two_workers_learn_as_well_as_one(config: str, metric: str, shell: Shell) -> None:
-    one, two = (train(shell, config, f"scaling.workers={workers}") for workers in (1, 2))
+def test_two_workers_learn_as_well_as_one(config: str, metric: str, here: Here) -> None:
+    one, two = (train(here, config, f"scaling.workers={workers}") for workers in (1, 2))
     assert (one["executor"], two["executor"]) == ("inline", "ddp")
     assert abs(one["test"][metric] - two["test"][metric]) < 0.03
 
@@ -127,9 +127,9 @@ def test_numbers_are_learned_from_sequences_and_their_residuals_are_drawn(here: 
     ],
 )
 def test_two_workers_come_where_one_does_after_a_few_epochs(
-    config: str, short: tuple[str, ...], metric: str, noise: float, shell: Shell
+    config: str, short: tuple[str, ...], metric: str, noise: float, here: Here
 ) -> None:
-    one, two = (train(shell, config, *short, f"scaling.workers={workers}") for workers in (1, 2))
+    one, two = (train(here, config, *short, f"scaling.workers={workers}") for workers in (1, 2))
     assert (one["executor"], two["executor"]) == ("inline", "ddp")
     assert abs(one["test"][metric] - two["test"][metric]) < noise
     better = 1 if metric == "test_iou" else -1

@@ -13,12 +13,13 @@ import pytest
 
 from orchestrator.records.ledger import Ledger
 from orchestrator.training import checkpoint
-from tests.e2e.conftest import EXPERIMENT, Shell, epochs_in_ledger, open_shell, wait_for
+from tests.e2e.conftest import EXPERIMENT, Here, Shell, epochs_in_ledger, open_shell, wait_for
 from tests.e2e.test_faults import in_group
 
 pytestmark = pytest.mark.slow
 LONG = ("sweep.trials=8", "training.epochs=6", "sweep.scheduler=none")
 SOME = ("sweep.trials=6", "training.epochs=3")
+ALONE = "sweep.executor=inline"  # one slot, so that the searcher hears in one order; and ten starts without Ray's
 TIMED = ("epoch_s", "samples_per_s")
 
 
@@ -67,9 +68,9 @@ def check_complete(shell: Shell, sweep: Any, trials: int) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[tuple[int, float]]]:
-    """The main job, never killed: what it records. One slot, so that the searcher hears in one order."""
+    """The main job, never killed: what it records."""
     shell = open_shell(tmp_path_factory.mktemp("undisturbed"))
-    shell.run("sweep", EXPERIMENT, *LONG, "sweep.max_concurrent=1")
+    shell.run("sweep", EXPERIMENT, *LONG, ALONE)
     return recorded(shell)
 
 
@@ -77,8 +78,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[tupl
 def test_a_driver_killed_at_random_moments_loses_nothing_and_repeats_nothing(
     shell: Shell, seed: int, undisturbed: dict[int, list[tuple[int, float]]]
 ) -> None:
-    moments = sorted(random.Random(seed).sample(range(1, 47), 5))
-    words = ("sweep", EXPERIMENT, *LONG, "sweep.max_concurrent=1")
+    moments = sorted(random.Random(seed).sample(range(1, 47), 10))
+    words = ("sweep", EXPERIMENT, *LONG, ALONE)
     for place, epochs in enumerate(moments):
         kill_after(shell, epochs, *words, *(["--resume"] if place else []))
     before = recorded(shell)
@@ -109,7 +110,7 @@ def weights(shell: Shell) -> dict[str, Any]:
 TRAIN = ("train", EXPERIMENT, "training.epochs=6", "training.precision=fp32", "model.dropout=0.3", "training.augment.shift=0.1")
 
 
-@pytest.mark.parametrize("every", [pytest.param("{epochs: 1}", marks=pytest.mark.long), "{steps: 3}"])
+@pytest.mark.parametrize("every", ["{epochs: 1}", "{steps: 3}"])
 def test_a_run_killed_in_training_ends_with_the_same_weights_bit_for_bit(shell: Shell, tmp_path: Path, every: str) -> None:
     words = (*TRAIN, f"training.checkpoint_every={every}")
     (tmp_path / "whole").mkdir()
@@ -146,40 +147,40 @@ def test_an_interrupted_run_of_its_own_goes_on_from_the_step_where_it_was(shell:
     assert len(state["history"]) == said.json["epochs"], "the checkpoint is older than the interrupt"
 
 
-def test_a_finished_sweep_can_be_extended_and_its_test_is_evaluated_once_a_run(shell: Shell) -> None:
-    first = shell.run("sweep", EXPERIMENT, *SOME, "--json").json
-    longer = shell.run("sweep", EXPERIMENT, "sweep.trials=9", "training.epochs=3", "--resume", "--json").json
+def test_a_finished_sweep_can_be_extended_and_its_test_is_evaluated_once_a_run(here: Here) -> None:
+    first = here.run("sweep", EXPERIMENT, *SOME, "--json").json
+    longer = here.run("sweep", EXPERIMENT, "sweep.trials=9", "training.epochs=3", "--resume", "--json").json
     assert longer["sweep"] == first["sweep"]
-    check_complete(shell, longer, 9)
+    check_complete(here, longer, 9)
     assert longer["trials"][:6] == first["trials"]
-    ledger = ledger_of(shell)
+    ledger = ledger_of(here)
     kept = [entry.trial for entry in ledger.entries(first["sweep"]) if entry.kind == "kept"]
     ledger.close()
     assert len(kept) == len(set(kept))
-    tested = shell.client().get_metric_history(longer["best"]["run_id"], "test_accuracy")
+    tested = here.client().get_metric_history(longer["best"]["run_id"], "test_accuracy")
     assert [row.value for row in tested] == [longer["best"]["test"]["test_accuracy"]]
 
 
-def test_a_changed_space_keeps_what_fits_as_evidence(shell: Shell) -> None:
-    shell.run("sweep", EXPERIMENT, *SOME)
+def test_a_changed_space_keeps_what_fits_as_evidence(here: Here) -> None:
+    here.run("sweep", EXPERIMENT, *SOME)
     narrow = "sweep.space={optimizer.lr: {loguniform: [3e-3, 1e-2]}}"
-    said = shell.run("sweep", EXPERIMENT, "sweep.trials=8", "training.epochs=3", narrow, "--resume", "--json")
+    said = here.run("sweep", EXPERIMENT, "sweep.trials=8", "training.epochs=3", narrow, "--resume", "--json")
     assert "the search begins afresh" in said.err
-    check_complete(shell, said.json, 8)
+    check_complete(here, said.json, 8)
     assert [list(trial["params"]) for trial in said.json["trials"][6:]] == [["optimizer.lr"]] * 2
     assert all(3e-3 <= trial["params"]["optimizer.lr"] <= 1e-2 for trial in said.json["trials"][6:])
 
 
-def test_what_may_not_differ_is_refused_by_its_key(shell: Shell) -> None:
-    nothing = shell.run("sweep", EXPERIMENT, *SOME, "--resume", code=2)
+def test_what_may_not_differ_is_refused_by_its_key(here: Here) -> None:
+    nothing = here.run("sweep", EXPERIMENT, *SOME, "--resume", code=2)
     assert "there is no sweep of 'digits-cnn'" in nothing.errors[0]
-    sweep = shell.run("sweep", EXPERIMENT, "sweep.trials=1", "training.epochs=1", "--json").json["sweep"]
-    refused = shell.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=2", "model.dropout=0.1", "--resume", sweep, code=2)
+    sweep = here.run("sweep", EXPERIMENT, "sweep.trials=1", "training.epochs=1", "--json").json["sweep"]
+    refused = here.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=2", "model.dropout=0.1", "--resume", sweep, code=2)
     assert [line.split(":")[1].strip() for line in refused.errors] == ["model.dropout", "training.epochs"]
     assert f"it was 1 in sweep {sweep}, and is 2 now" in refused.errors[1]
-    unknown = shell.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=1", "--resume", "20200101-000000-abcd", code=2)
+    unknown = here.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=1", "--resume", "20200101-000000-abcd", code=2)
     assert sweep in unknown.errors[0]
-    data = shell.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=1", "data.split.seed=3", "--resume", code=2)
+    data = here.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=1", "data.split.seed=3", "--resume", code=2)
     assert "the data are no longer those" in data.errors[0]
 
 
@@ -194,15 +195,15 @@ def test_two_commands_dont_drive_one_sweep(shell: Shell) -> None:
         sweep.process.wait()
 
 
-def test_a_budget_ends_a_sweep_with_its_winner_and_is_counted_over_resumes(shell: Shell) -> None:
+def test_a_budget_ends_a_sweep_with_its_winner_and_is_counted_over_resumes(here: Here) -> None:
     words = ("sweep", EXPERIMENT, "training.epochs=2", "sweep.trials=6")
-    said = shell.run(*words, "budget.trials=2", "--json")
+    said = here.run(*words, "budget.trials=2", "--json")
     assert (said.json["state"], len(said.json["trials"])) == ("finished", 2)
     assert said.json["best"]["test"]["test_accuracy"] > 0.3
     assert "the budget is used up: budget.trials: 2 of 2 have begun" in said.err
-    more = shell.run(*words, "budget.trials=3", "--resume", "--json").json
+    more = here.run(*words, "budget.trials=3", "--resume", "--json").json
     assert len(more["trials"]) == 3
-    used = shell.run(*words, "budget.cpu_hours=1e-6", "--resume", "--json")
+    used = here.run(*words, "budget.cpu_hours=1e-6", "--resume", "--json")
     assert len(used.json["trials"]) == 3
     assert "budget.cpu_hours" in used.err
 

@@ -28,7 +28,6 @@ def swept(s3: Bucket, tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, 
     ).json
 
 
-@pytest.mark.long
 def test_each_run_of_a_sweep_has_its_checkpoints_in_the_bucket(swept: tuple[Shell, Any], s3: Bucket) -> None:
     shell, sweep = swept
     assert [trial["state"] for trial in sweep["trials"] if trial["state"] not in ("finished", "stopped")] == []
@@ -38,7 +37,6 @@ def test_each_run_of_a_sweep_has_its_checkpoints_in_the_bucket(swept: tuple[Shel
     assert not (shell.folder / ".orchestrator" / "checkpoints").exists()
 
 
-@pytest.mark.long
 def test_a_run_that_is_not_the_best_is_promoted_from_its_checkpoint_in_the_bucket(swept: tuple[Shell, Any]) -> None:
     shell, sweep = swept
     other = next(trial for trial in sweep["trials"] if trial["trial"] != sweep["best"]["trial"])
@@ -47,7 +45,6 @@ def test_a_run_that_is_not_the_best_is_promoted_from_its_checkpoint_in_the_bucke
     assert shell.client().get_model_version_by_alias("digits-cnn", "champion").run_id == other["run_id"]
 
 
-@pytest.mark.long
 def test_the_credentials_are_written_down_nowhere(swept: tuple[Shell, Any], s3: Bucket) -> None:
     shell, _ = swept
     files = [path for path in shell.folder.rglob("*") if path.is_file()]

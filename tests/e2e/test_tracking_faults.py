@@ -99,7 +99,7 @@ def test_a_server_that_comes_up_while_training_runs_gets_everything(
     assert run.data.metrics["test_accuracy"] == said.json["test"]["test_accuracy"]
 
 
-@pytest.mark.parametrize("mood", ["refuses", pytest.param("hangs", marks=pytest.mark.long), pytest.param("429", marks=pytest.mark.long)])
+@pytest.mark.parametrize("mood", ["refuses", "hangs", "429"])
 def test_trouble_in_the_middle_loses_no_epoch_and_doubles_none(
     mood: Mood, shell: Shell, begin: Begin, proxy: Proxy, port: int, name: str, type_: Typed
 ) -> None:
@@ -119,7 +119,6 @@ def test_trouble_in_the_middle_loses_no_epoch_and_doubles_none(
     everything_arrived_once(shell, port, name)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("mood", ["hangs", "500"])
 def test_a_sweep_that_ends_while_the_server_is_in_trouble_says_so_and_sync_sends_the_rest(
     mood: Mood, shell: Shell, proxy: Proxy, port: int, name: str, type_: Typed
