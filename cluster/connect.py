@@ -37,8 +37,7 @@ def connect(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # what a rank prints is kept by us: once
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: training would wait for whatever else runs on the machine
-    # Ray's temporary folder holds unix sockets, whose paths are limited to about 100 characters: it can't lie in the working folder
-    folder = Path(tempfile.mkdtemp(prefix="orc-", dir="/tmp" if Path("/tmp").is_dir() else None))
+    folder = _own_folder(Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir()))
     environment = {"worker_process_setup_hook": hook, "env_vars": dict(env)}
     try:
         with _own_signals():
@@ -54,6 +53,15 @@ def connect(
             ray.shutdown()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _own_folder(base: Path) -> Path:
+    """Ray's temporary folder: a short path, since unix sockets lie in it. Those of processes that were killed are removed."""
+    for left in base.glob("orc-*-*"):
+        pid = left.name.split("-")[1]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(left, ignore_errors=True)  # another user's stays
+    return Path(tempfile.mkdtemp(prefix=f"orc-{os.getpid()}-", dir=base))
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import subprocess
 import zipfile
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 import cluster
 import models
-from cluster.connect import ClusterError, connect
+from cluster.connect import ClusterError, _own_folder, connect
 from cluster.resources import Found, of_cluster, this_machine
 from cluster.wheel import make_wheel
 
@@ -19,13 +21,22 @@ from cluster.wheel import make_wheel
 def test_an_address_where_nothing_listens_is_refused_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
-    before = set(Path("/tmp").glob("orc-*"))
     with (
         pytest.raises(ClusterError, match=f"no Ray cluster answers at '127.0.0.1:{port}'"),
         connect(f"127.0.0.1:{port}", "hook.not:called", {}, "0", {}, 0),
     ):
         pytest.fail("connected to nothing")
-    assert set(Path("/tmp").glob("orc-*")) <= before
+    assert not list(Path("/tmp").glob(f"orc-{os.getpid()}-*"))
+
+
+def test_the_folders_of_processes_that_were_killed_are_removed_and_no_others(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for name in (f"orc-{dead.pid}-abc", f"orc-{os.getppid()}-abc", "orc-else-abc", "other"):
+        (tmp_path / name / "session").mkdir(parents=True)
+    own = _own_folder(tmp_path)
+    assert own.name.startswith(f"orc-{os.getpid()}-")
+    assert {path.name for path in tmp_path.iterdir()} == {f"orc-{os.getppid()}-abc", "orc-else-abc", "other", own.name}
 
 
 def test_the_travelling_wheel_holds_every_file_of_the_packages_and_no_dependency(tmp_path: Path) -> None:
