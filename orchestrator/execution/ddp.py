@@ -26,7 +26,8 @@ from orchestrator.events import RunEnded
 from orchestrator.execution import gang
 from orchestrator.execution.elastic import ElasticTrainer
 from orchestrator.execution.executor import SlotEvent
-from orchestrator.execution.hub import Heard, Hub, Hung
+from orchestrator.execution.hub import Hub
+from orchestrator.execution.messages import Heard, Hung
 from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall, placed_groups
 from orchestrator.execution.worker import end_process, on_node
 from orchestrator.training.trial import Job

@@ -15,7 +15,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.deaths import Cause
-from orchestrator.execution.hub import Answer, Rank
+from orchestrator.execution.messages import Answer, Rank
 from orchestrator.training.failure import PeerLost, is_of_a_peer
 
 LONGEST_WAIT_S = 20.0  # in one question to the hub

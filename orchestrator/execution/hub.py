@@ -11,61 +11,15 @@ import dataclasses
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, judge
 from orchestrator.execution.executor import SlotEvent
+from orchestrator.execution.messages import Answer, Heard, Hung, Rank, State
 from orchestrator.training.trial import Job
 
 PAUSE_S = 60.0  # for a step, or an evaluation, and a checkpoint
-
-
-class Answer(Enum):
-    """What rank 0 is told instead of a job or a verdict."""
-
-    WAIT = "ask again"
-    LEAVE = "write a checkpoint, and end this process"
-
-
-@dataclass(frozen=True)
-class Rank:
-    """A process of a gang of `size`."""
-
-    rank: int
-    size: int
-    node: str
-    host: str
-    pid: int
-
-
-@dataclass(frozen=True)
-class Hung:
-    """The ranks of a gang that don't answer, while others say that they waited for them in vain."""
-
-    gang: int
-    trial: int | None
-    ranks: tuple[Rank, ...]
-
-
-@dataclass(frozen=True)
-class State:
-    """What the driver is told of a gang. `up`: its ranks run; `broken`: it can't start, and why; `control`: Ray Train's actor for it."""
-
-    up: bool
-    nodes: frozenset[str]
-    broken: str | None
-    control: Any
-
-
-@dataclass(frozen=True)
-class Heard:
-    """What the driver hears at once."""
-
-    events: list[SlotEvent]
-    hung: list[Hung]
-    gangs: list[State]
 
 
 @dataclass

@@ -13,8 +13,8 @@ from cluster.resources import Found
 from orchestrator.errors import Lost, Note
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.ddp import Gangs
-from orchestrator.execution.hub import Rank
 from orchestrator.execution.inline import Inline
+from orchestrator.execution.messages import Rank
 from orchestrator.training import checkpoint
 from tests.contracts.executor_contract import ExecutorContract, MakeJob, alive, finish, finish_all, same, wait_until
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator.events import EpochEnded, RunEnded
-from orchestrator.execution.hub import Answer, Hub, Rank
+from orchestrator.execution.hub import Hub
+from orchestrator.execution.messages import Answer, Rank
 from orchestrator.training.trial import Job
 
 
@@ -148,5 +149,46 @@ def test_a_trial_without_memory_runs_alone_on_its_nodes_and_gangs_elsewhere_go_o
         assert isinstance(await hub.next(2, 0), Job)
         await hub.report(0, RunEnded(0, "finished", 0), 0)
         assert isinstance(await hub.next(1, 0), Job)
+
+    run(case)
+
+
+def test_a_gang_that_gets_more_ranks_or_fewer_writes_its_checkpoint_first_and_goes_on_at_no_charge() -> None:
+    async def case() -> None:
+        hub = Hub(1, 1)
+        await hub.submit(0, job(1))
+        for start, size in enumerate((2, 1, 2, 3, 2)):
+            await hub.register(0, rank(0, size=size))
+            given = await hub.next(0, 0)
+            assert isinstance(given, Job)
+            assert given.resume == (start > 0)
+            paused = asyncio.create_task(hub.pause(0))
+            await asyncio.sleep(0.01)
+            assert not paused.done(), "its checkpoint isn't written yet"
+            assert await hub.report(0, RunEnded(1, "interrupted", 0), 0) is Answer.LEAVE
+            await asyncio.wait_for(paused, 1)
+            assert not (await hub.wait(0)).gangs[0].up
+        assert await told(hub) == []
+
+    run(case)
+
+
+@pytest.mark.parametrize("at", ["no job", "the end of its job", "its start"])
+def test_a_gang_with_nothing_to_write_is_paused_at_once(at: str) -> None:
+    async def case() -> None:
+        hub = Hub(1, 1)
+        if at != "its start":
+            await hub.register(0, rank(0))
+            await (hub.submit(0, job(1)) if at == "the end of its job" else hub.next(0, 0))
+            asked = asyncio.create_task(hub.next(0, 9))
+            await asyncio.sleep(0)
+        paused = asyncio.create_task(hub.pause(0))
+        await asyncio.sleep(0.01)
+        if at == "the end of its job":
+            assert await hub.report(0, RunEnded(1, "finished", 0), 0) is Answer.LEAVE
+            assert [event.state for event in await told(hub)] == ["finished"]
+        await asyncio.wait_for(paused, 1)
+        if at == "no job":
+            assert await asked is Answer.LEAVE
 
     run(case)
