@@ -1,4 +1,4 @@
-"""One Ray for the whole session, with a temporary folder of its own; a small experiment."""
+"""One Ray a module, with a temporary folder of its own: a process has one Ray at a time, and other tests start theirs; a small experiment."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ training: {epochs: 4, batch_size: 256}
 MakeExperiment = Callable[..., Experiment]
 
 
-@pytest.fixture(scope="session")
-def ray_session() -> Iterator[Found]:
+@pytest.fixture(scope="module")
+def local_ray() -> Iterator[Found]:
     packages = {m.__name__: Path(m.__file__ or "").parent for m in (orchestrator, models, pipelines, cluster)}
     with connect(None, HOOK, packages, orchestrator.__version__, {"OMP_NUM_THREADS": "1"}, 2) as found:
         yield found

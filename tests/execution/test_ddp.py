@@ -22,7 +22,7 @@ LONG = ("training.epochs=30", "training.batch_size=64", "model.norm=none")
 
 
 @pytest.fixture(scope="module")
-def gangs(ray_session: Found) -> Iterator[Gangs]:
+def gangs(local_ray: Found) -> Iterator[Gangs]:
     made = Gangs(2, (2, 2), 0.5, 0, timeout_s=20)
     yield made
     made.close()
@@ -86,7 +86,7 @@ class TestGangs(ExecutorContract):
         assert not alive(rank.pid)
 
     def test_a_closed_gang_gives_its_run_time_for_a_checkpoint_and_leaves_nothing(
-        self, ray_session: Found, gangs: Gangs, job: MakeJob
+        self, local_ray: Found, gangs: Gangs, job: MakeJob
     ) -> None:
         import ray
 
@@ -103,7 +103,7 @@ class TestGangs(ExecutorContract):
         wait_until(lambda: not any(alive(pid) for pid in pids))
         wait_until(lambda: {group["state"] for group in ray.util.placement_group_table().values()} <= {"REMOVED"})
 
-    def test_a_hub_that_dies_ends_the_command_resumable(self, ray_session: Found, job: MakeJob) -> None:
+    def test_a_hub_that_dies_ends_the_command_resumable(self, local_ray: Found, job: MakeJob) -> None:
         import ray
 
         gangs = Gangs(1, (2, 2), 0.5, 0)

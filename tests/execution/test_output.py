@@ -59,7 +59,7 @@ def run(make_job: MakeJob, tmp_path: Path) -> Run:
 
 
 @pytest.mark.slow
-def test_an_actor_s_output_is_kept_by_trial(ray_session: Found, run: Run) -> None:
+def test_an_actor_s_output_is_kept_by_trial(local_ray: Found, run: Run) -> None:
     pool = Pool(1, 0.5, 0)
     try:
         first, second = run(pool, 1), run(pool, 2)
@@ -73,7 +73,7 @@ def test_an_actor_s_output_is_kept_by_trial(ray_session: Found, run: Run) -> Non
 
 
 @pytest.mark.slow
-def test_each_rank_of_a_gang_has_a_file(ray_session: Found, run: Run) -> None:
+def test_each_rank_of_a_gang_has_a_file(local_ray: Found, run: Run) -> None:
     gangs = Gangs(1, (2, 2), 0.5, 0)
     try:
         folder = run(gangs, 1)

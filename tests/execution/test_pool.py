@@ -26,7 +26,7 @@ from tests.contracts.executor_contract import ExecutorContract, Jobs, MakeJob, a
 
 
 @pytest.fixture(scope="module")
-def pool(ray_session: Found) -> Iterator[Pool]:
+def pool(local_ray: Found) -> Iterator[Pool]:
     made = Pool(2, 0.5, 0)
     yield made
     made.close()
@@ -120,7 +120,7 @@ class TestDeaths(Jobs):
         assert finish(pool, job(2))[-1].state == "finished"  # type: ignore[union-attr]
 
     def test_a_closed_pool_gives_its_runs_time_for_a_checkpoint_in_the_middle_of_an_epoch_and_leaves_no_process(
-        self, ray_session: Found, job: MakeJob
+        self, local_ray: Found, job: MakeJob
     ) -> None:
         pool = Pool(2, 0.5, 0)
         busy, asking = job(1, "training.epochs=100000", "training.batch_size=8"), job(2, "training.epochs=3")
@@ -163,7 +163,7 @@ class TestDeaths(Jobs):
             ray.kill(holder)
             late.close()
 
-    def test_workers_that_have_their_place_and_still_start_are_not_said_to_lack_it(self, ray_session: Found) -> None:
+    def test_workers_that_have_their_place_and_still_start_are_not_said_to_lack_it(self, local_ray: Found) -> None:
         import ray
 
         class Slow:
