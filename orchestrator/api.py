@@ -153,6 +153,7 @@ def plan(experiment: str, overrides: Overrides = (), *, command: Command | None 
         made.disk_bytes,
         asking.estimate(asked, made),
         made.notes,
+        made.fewest,
     )
 
 

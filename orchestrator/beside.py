@@ -35,7 +35,7 @@ class Beside:
         """The launch has begun, or goes on."""
         self.notifier = Notifier(self.experiment.notify, launch, self.told, _best(ledger, launch))
         if self.experiment.storage.path is not None:
-            self.mirror = Mirror(self.home, mirror_of(self.experiment.storage.path, launch.name))
+            self.mirror = Mirror(self.home, mirror_of(self.experiment.storage.path, launch.name, launch.command), launch.id)
             self.mirror.start()
 
     def __call__(self, event: object) -> None:

@@ -18,6 +18,7 @@ from orchestrator.records.driving import active, is_driven
 from orchestrator.records.folders import delete, size_bytes
 from orchestrator.records.ledger import Ledger
 from orchestrator.records.logs import folder_of as logs_of
+from orchestrator.records.mirror import forget, mirror_of
 from orchestrator.records.retention import going, policy
 from orchestrator.records.tracking import RecordedRun
 from orchestrator.results import Result
@@ -57,6 +58,7 @@ class _Run:
     places: tuple[str, ...]
     size: int
     here: bool  # this folder's ledger has it
+    mirror: str | None = None  # of a launch's own run: where the ledger's copy is
 
     @property
     def run_id(self) -> str:
@@ -84,7 +86,7 @@ def gc(name: str, *, keep: str | None = None, older: str | None = None, dry_run:
         registered = {str(run.result.run_id): why for run in runs if (why := needed.why(run))}
         chosen, stays = going(runs, rule, registered, active(home(), ledger, runs), int(time.time() * 1000))
         _say_what_stays(stays)
-        planned = _sized(client, ledger, chosen)
+        planned = _sized(client, ledger, chosen, name)
         failed: list[str] = []
         gone = planned if dry_run else _remove(client, ledger, planned, failed)
         data = _data(client, ledger, gone, needed.fingerprints)
@@ -133,7 +135,7 @@ def _say_what_stays(stays: dict[str, str]) -> None:
         warnings.warn(f"{reasons.count(why)} run{'' if reasons.count(why) == 1 else 's'} not removed: {why}", Note, stacklevel=3)
 
 
-def _sized(client: Any, ledger: Ledger | None, chosen: Sequence[RecordedRun]) -> list[_Run]:
+def _sized(client: Any, ledger: Ledger | None, chosen: Sequence[RecordedRun], name: str) -> list[_Run]:
     """The runs that go, with what there is of each."""
     here = set(ledger.launches()) if ledger is not None else set()
     storage: dict[str, str | None] = {}
@@ -143,9 +145,11 @@ def _sized(client: Any, ledger: Ledger | None, chosen: Sequence[RecordedRun]) ->
             storage[run.launch] = _storage(client, ledger if run.launch in here else None, run)
         trial, key = run.result.trial, run_key(run.launch, run.result.trial)
         own = [home() / "bundles" / key, home() / "figures" / key, logs_of(home(), run.launch, trial)]
-        places = (folder_of(storage[run.launch], home(), run.launch, trial), *map(str, own))
+        base = storage[run.launch]
+        places = (folder_of(base, home(), run.launch, trial), *map(str, own))
         size = garbage.size_bytes(client, str(run.result.run_id)) + sum(map(size_bytes, places))
-        found.append(_Run(run, places, size, run.launch in here))
+        mirror = mirror_of(base, name, run.kind) if base and run.kind in ("sweep", "train") else None
+        found.append(_Run(run, places, size, run.launch in here, mirror))
     return found
 
 
@@ -187,6 +191,8 @@ def _removal(client: Any, ledger: Ledger | None, one: _Run) -> Callable[[], None
             ledger.remove(one.run.launch, one.run.result.trial)
         for place in one.places:
             delete(place)
+        if one.mirror is not None:
+            forget(one.mirror, one.run.launch)
         garbage.remove(
             client, one.run_id, for_good=one.here
         )  # a run of another ledger stays known as deleted, so that this doesn't send it

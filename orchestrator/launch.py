@@ -77,7 +77,7 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
                 raise _cut_short(ledger, launch, reason, again) from reason
         except BaseException as reason:  # what is recorded is sent, then it is raised again
             with contextlib.suppress(OrchestratorError):
-                beside.finish("failed", FINISH_S, error=str(reason))
+                beside.finish(_state(reason), FINISH_S, error=str(reason))
             raise
         beside.stop()
     winner = None if ended.winner is None else ended.winner.run.trial
@@ -97,7 +97,7 @@ def _both(show: Show, beside: Beside) -> Show:
 
 def _cut_short(ledger: Ledger, launch: Launch, reason: BaseException, again: str) -> OrchestratorError:
     """The launch's end is recorded, whatever ended it; what is to be raised. An error of nobody's making keeps its trace in a file."""
-    interrupted = isinstance(reason, KeyboardInterrupt | Interrupted)
+    state = _state(reason)
     if isinstance(reason, KeyboardInterrupt):
         says = "interrupted; all that was done is recorded"
     elif isinstance(reason, OrchestratorError):
@@ -108,8 +108,13 @@ def _cut_short(ledger: Ledger, launch: Launch, reason: BaseException, again: str
             trace.write_text("".join(traceback.format_exception(reason)))
         says = f"{one_line(reason, Path(launch.folder))}; the whole trace: {trace}"
     with contextlib.suppress(Lost):  # a full disk: it is what is raised already
-        ledger.note(launch.id, None, "closed", closing(launch, "interrupted" if interrupted else "failed", [], None, says))
-    return (Interrupted if interrupted else Failed)(f"{says}; to go on: {again}")
+        ledger.note(launch.id, None, "closed", closing(launch, state, [], None, says))
+    return (Interrupted if state == "interrupted" else Failed)(f"{says}; to go on: {again}")
+
+
+def _state(reason: BaseException) -> str:
+    """The state of a launch that ended by raising."""
+    return "interrupted" if isinstance(reason, KeyboardInterrupt | Interrupted) else "failed"
 
 
 @contextlib.contextmanager
@@ -178,6 +183,9 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
             warnings.warn(f"the budget is used up: {full}", Note, stacklevel=1)
     except KeyboardInterrupt:
         why = "interrupted"
+        warnings.warn(
+            f"interrupted: runs under way write a checkpoint, within {GRACE_S:g} s; a second Ctrl-C ends them at once", Note, stacklevel=1
+        )
     except Lost as lost:
         why = error = str(lost)
     finally:

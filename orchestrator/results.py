@@ -119,6 +119,7 @@ class Planned(Result):
     disk_bytes: int
     estimate_s: float | None
     notes: tuple[str, ...] = ()
+    fewest: int = 1  # workers that a run begins with, or goes on with, where there is no room for all
 
     def rows(self) -> list[dict[str, Any]]:
         flat = {k: v for k, v in self.document().items() if not isinstance(v, dict | list)}

@@ -19,7 +19,7 @@ from orchestrator.experiment.config import flatten
 from orchestrator.experiment.plan import Command, Plan
 from orchestrator.experiment.read import resolve, space_of
 from orchestrator.records.ledger import Launch, Ledger
-from orchestrator.records.mirror import mirror_of, restore
+from orchestrator.records.mirror import mirror_of, mirrored, restore
 
 NEWEST = "newest"
 MAY_DIFFER = ("sweep.trials", "sweep.space", "sweep.max_concurrent", "sweep.executor", "training.executor", "scaling", "budget", "notify")
@@ -34,11 +34,8 @@ class Begun:
 
 
 def earlier(command: Command, asked: Asked, which: str) -> Launch:
-    """The launch to go on with, by this folder's ledger; a folder without one takes the copy in `storage.path`. Raises Refused."""
-    storage = asked.experiment.storage.path
-    if storage is not None:
-        restore(mirror_of(storage, asked.experiment.name), home())
-    if not (home() / "ledger.sqlite").exists():
+    """The launch to go on with, by this folder's ledger; a folder without one takes that launch's from `storage.path`. Raises Refused."""
+    if not (home() / "ledger.sqlite").exists() and not _restored(command, asked, which):
         raise _nothing(command, asked)
     ledger = Ledger(home())
     try:
@@ -47,12 +44,26 @@ def earlier(command: Command, asked: Asked, which: str) -> Launch:
         ledger.close()
 
 
+def _restored(command: Command, asked: Asked, which: str) -> bool:
+    """Whether the ledger of the launch that is meant was in `storage.path`, and is here now."""
+    storage = asked.experiment.storage.path
+    if storage is None:
+        return False
+    where = mirror_of(storage, asked.experiment.name, command)
+    there = mirrored(where)
+    if which != NEWEST and there and which not in there:
+        raise _unknown(command, which, there)
+    return bool(there) and restore(where, home(), there[-1] if which == NEWEST else which)
+
+
 def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
     """The launch to go on with, as it is asked for now. Raises Refused if there is none, or if it is another experiment by now."""
     experiment = asked.experiment
     launches = [launch for launch in map(ledger.find, ledger.launches()) if (launch.command, launch.name) == (command, experiment.name)]
     if which != NEWEST:
-        launches = [launch for launch in launches if launch.id == which] or _refuse_unknown(command, which, launches)
+        known, launches = [launch.id for launch in launches], [launch for launch in launches if launch.id == which]
+        if not launches:
+            raise _unknown(command, which, known)
     if not launches:
         raise _nothing(command, asked)
     launch = launches[-1]
@@ -78,9 +89,9 @@ def _as_read_now(launch: Launch, asked: Asked) -> dict[str, Any]:
         raise Refused(f"{launch.command} {launch.id} was started by another version ({error}): start it anew", key="--resume") from None
 
 
-def _refuse_unknown(command: str, which: str, known: list[Launch]) -> list[Launch]:
-    there = ", ".join(launch.id for launch in known[-5:]) or "none"
-    raise Refused(f"there is no {command} '{which}' of this experiment; the newest are: {there}", key="--resume")
+def _unknown(command: str, which: str, known: list[str]) -> Refused:
+    there = ", ".join(known[-5:]) or "none"
+    return Refused(f"there is no {command} '{which}' of this experiment; the newest are: {there}", key="--resume")
 
 
 def _differs(command: str, launch: Launch, before: Any, now: Any) -> str:

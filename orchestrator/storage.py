@@ -47,7 +47,7 @@ def write_file(uri: str, name: str, content: bytes | Iterable[Any]) -> None:
         else:
             _put_beside(filesystem, path, name, buffers)
     except FAILURES as error:
-        raise _failure("write", f"{uri}/{name}", error) from None
+        raise _failure("write", below(uri, name), error) from None
 
 
 def open_file(uri: str, name: str) -> Any | None:
@@ -61,7 +61,7 @@ def open_file(uri: str, name: str) -> Any | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except FAILURES as error:
-        raise _failure("read", f"{uri}/{name}", error) from None
+        raise _failure("read", below(uri, name), error) from None
 
 
 def read_file(uri: str, name: str) -> bytes | None:
@@ -73,7 +73,7 @@ def read_file(uri: str, name: str) -> bytes | None:
         with opened:
             return bytes(opened.read())
     except FAILURES as error:
-        raise _failure("read", f"{uri}/{name}", error) from None
+        raise _failure("read", below(uri, name), error) from None
 
 
 def names(uri: str) -> list[str]:

@@ -34,6 +34,12 @@ def test_the_options_of_a_uri_stay_at_its_end() -> None:
     assert below("/a?b", "data") == "/a?b/data"
 
 
+def test_a_message_names_the_file_before_the_options_of_its_uri() -> None:
+    for work in (lambda: write_file("nosuch://bucket/x?scheme=http", "f", b""), lambda: read_file("nosuch://bucket/x?scheme=http", "f")):
+        with pytest.raises(StorageError, match=r"^can't (write|read) 'nosuch://bucket/x/f\?scheme=http': "):
+            work()
+
+
 def test_a_file_uri_is_a_folder(tmp_path: Path) -> None:
     write_file(f"file://{tmp_path}/deep/er", "a", b"content")
     assert (tmp_path / "deep" / "er" / "a").read_bytes() == b"content"

@@ -2,8 +2,9 @@
 
 `fit()` costs 10-20 s before its first step, so a gang is fitted once and runs many trials: rank 0 takes a job from the hub and broadcasts
 it, every rank drives the same trial, rank 0 reports each epoch to the hub and broadcasts the verdict. Nothing is killed to stop a
-trial. When a rank dies Ray Train restarts the group, which is given its job again, to go on from the checkpoint; a trial that raises on one
-rank ends as failed, and the group is restarted for the next one, since the other ranks may wait in a collective.
+trial. When a rank dies Ray Train restarts the group, which is given its job again, to go on from the checkpoint; or another gang is, if
+there is no room for it any more. A trial that raises on one rank ends as failed, and the group is restarted for the next one, since
+the other ranks may wait in a collective.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import threading
 import time
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,11 +25,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import Failed, Lost, Note
 from orchestrator.events import RunEnded
-from orchestrator.execution import gang
 from orchestrator.execution.elastic import ElasticTrainer
 from orchestrator.execution.executor import SlotEvent
+from orchestrator.execution.gang import Telling, train
 from orchestrator.execution.hub import Hub
-from orchestrator.execution.messages import Heard, Hung
+from orchestrator.execution.messages import Heard, Rank, State
 from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall, placed_groups
 from orchestrator.execution.worker import end_process, on_node
 from orchestrator.training.trial import Job
@@ -35,6 +37,16 @@ from orchestrator.training.trial import Job
 TIMEOUT_S = 600.0
 RESIZE_S = 60.0  # a gang that grows starts anew, which costs 10 to 20 s
 ABORT_S = 8.0  # Ray Train gives the ranks 5 s to shut down
+ENDING_S = 30.0  # for a task that ends a rank on its node
+
+
+@dataclass(frozen=True)
+class _Ending:
+    """Ranks that hang: the tasks that end them, and until when these are waited for."""
+
+    trial: int | None
+    asked: dict[Any, Rank]
+    until: float
 
 
 class Gangs:
@@ -58,6 +70,7 @@ class Gangs:
         self.heard = Heard([], [], [])
         self.head, self.leaving, self.stall = Head.here(), Leaving(), Stall(stall_s)
         self.moved: set[int] = set()
+        self.ending: dict[int, _Ending] = {}  # ranks that hang, by gang
         self._closed = self._lost = self._deaf = False  # lost: Ray itself; deaf: the hub
         self.folder = tempfile.TemporaryDirectory(prefix="orchestrator-train-")
         scaling = ray.train.ScalingConfig(
@@ -75,7 +88,7 @@ class Gangs:
         try:
             trainer = ElasticTrainer if scaling.elasticity_enabled else TorchTrainer
             trainer(
-                gang.train,
+                train,
                 train_loop_config={"hub": self.hub, "gang": number, "gpus": gpus, "timeout_s": self.timeout_s},
                 torch_config=TorchConfig(timeout_s=self.timeout_s),
                 scaling_config=scaling,
@@ -83,7 +96,7 @@ class Gangs:
                     name=f"gang-{number}",
                     storage_path=self.folder.name,
                     failure_config=ray.train.FailureConfig(max_failures=-1),  # the hub counts them, a trial at a time
-                    callbacks=[gang.Telling(self.hub, number)],
+                    callbacks=[Telling(self.hub, number)],
                 ),
             ).fit()
         except Exception as error:  # whatever Ray Train raises ends this gang, and is said by `wait`
@@ -103,8 +116,10 @@ class Gangs:
                 if isinstance(event, RunEnded):
                     self.running.pop(slot, None)
             for hung in self.heard.hung:
-                self._end_hung(hung)
+                asked = {on_node(rank.node, end_process, rank.pid): rank for rank in hung.ranks}
+                self.ending[hung.gang] = _Ending(hung.trial, asked, time.monotonic() + ENDING_S)
             self._look_around()
+            self._end_hung()
             if self.heard.events:
                 return self.heard.events
             for slot, says in self.broken.items():
@@ -128,14 +143,15 @@ class Gangs:
             with contextlib.suppress(Exception):  # the newest of Ray Train's actors
                 if not self._deaf:
                     self._listen(0)
-            self._end_gangs([state.control for state in self.heard.gangs if state.control is not None])
+            self._end_gangs(self.heard.gangs)
             ray.kill(self.hub)
             for thread in self.threads:
                 thread.join(0 if self._lost else 30 if self._deaf else 10)
             self.folder.cleanup()
 
-    def _end_gangs(self, controls: list[Any]) -> None:
+    def _end_gangs(self, gangs: list[State]) -> None:
         """As Ray Train ends a run at Ctrl-C: ranks, placement group, its cleaner. After a mere kill the last two would stay."""
+        controls = [gang.control for gang in gangs if gang.control is not None]
         if controls and not self._lost:
             ray.wait([control.abort.remote() for control in controls], num_returns=len(controls), timeout=ABORT_S)
         for control in controls:
@@ -167,38 +183,46 @@ class Gangs:
         """The head, nodes that leave, and whether anything goes on."""
         self._check_head()
         gangs = self.heard.gangs
-        for slot, state in enumerate(gangs):
+        for number, state in enumerate(gangs):
             if not state.nodes & self.leaving.nodes:
-                self.moved.discard(slot)
-            elif slot not in self.moved:
-                self.moved.add(slot)
-                self.hub.stop.remote(slot, True)
-        if self.running and not any(gangs[slot].up for slot in self.running):
-            self.stall.check(self.fewest * len(self.running), self.each, lambda: placed_groups() < self.slots)
+                self.moved.discard(number)
+            elif number not in self.moved:
+                self.moved.add(number)
+                self.hub.move.remote(number)
+        at_work = {gang.slot for gang in gangs}
+        if self.running.keys() - at_work and not all(gang.up for gang in gangs):  # else it waits until it may be alone
+            self.stall.check(self.fewest, self.each, lambda: placed_groups() < self.slots, self.fewest)
         else:
             self.stall.progress()
 
-    def _end_hung(self, hung: Hung) -> None:
-        """Kill the ranks that don't answer, and say which: Ray Train then sees a death like any other."""
-        asked = {on_node(rank.node, end_process, rank.pid): rank for rank in hung.ranks}
-        done = ray.wait(list(asked), num_returns=len(asked), timeout=30)[0] if asked else []
-        for ref in done:
-            rank = asked[ref]
-            with contextlib.suppress(ray.exceptions.RayError):  # its node is gone
-                if ray.get(ref):
-                    warnings.warn(
-                        f"rank {rank.rank} of trial {hung.trial} hung: on node {rank.node} ({rank.host}), pid {rank.pid}, it didn't answer "
-                        f"for {self.timeout_s:g} s (scaling.timeout_s); it was killed, and the trial goes on from its last checkpoint",
-                        Note,
-                        stacklevel=2,
-                    )
-        self.hub.settled.remote(hung.gang)
+    def _end_hung(self) -> None:
+        """Say which ranks don't answer, once they are killed, or can't be: Ray Train then sees a death like any other."""
+        for gang, ending in list(self.ending.items()):
+            done = ray.wait(list(ending.asked), num_returns=len(ending.asked), timeout=0)[0] if ending.asked else []
+            if len(done) < len(ending.asked) and time.monotonic() < ending.until:
+                continue
+            for ref, rank in ending.asked.items():
+                killed: bool | None = None
+                with contextlib.suppress(ray.exceptions.RayError):  # its node is gone, or doesn't answer either
+                    killed = ray.get(ref) if ref in done else None
+                if killed is not False:
+                    self._say_hung(ending.trial, rank, bool(killed))
+            self.hub.settled.remote(gang)
+            del self.ending[gang]
+
+    def _say_hung(self, trial: int | None, rank: Rank, killed: bool) -> None:
+        warnings.warn(
+            f"rank {rank.rank} of trial {trial} hung: on node {rank.node} ({rank.host}), pid {rank.pid}, it didn't answer for "
+            f"{self.timeout_s:g} s (scaling.timeout_s); {'it was killed' if killed else 'nor does its node answer'}, and the trial goes "
+            "on from its last checkpoint",
+            Note,
+            stacklevel=2,
+        )
 
     def _stop_all(self, deadline: float) -> None:
         """Every run under way writes its checkpoint, or the time is up."""
-        for slot in self.running:
-            self.hub.stop.remote(slot, False)
-        while self.running and (rest := deadline - time.monotonic()) > 0:
+        self.hub.close.remote()
+        while any(gang.up and gang.slot in self.running for gang in self.heard.gangs) and (rest := deadline - time.monotonic()) > 0:
             self._listen(min(rest, LOOK_EVERY_S))
             for slot, event in self.heard.events:
                 if isinstance(event, RunEnded):

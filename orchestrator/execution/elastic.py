@@ -1,8 +1,9 @@
-"""Gangs of [fewest, most] ranks: Ray Train's elastic policy, which here counts on no node that is dead or will be taken away."""
+"""Gangs of [fewest, most] ranks: Ray Train's elastic policy, on what is really free, and on no node that is dead or will be taken away."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from orchestrator.execution.worker import on_node
 
+NOTHING_S = 0.5
 SEEN_S = 60.0  # by then Ray has seen that a node is dead (15 s by its own settings)
 
 
@@ -27,22 +29,29 @@ class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
 
 
 class LivePolicy(ElasticScalingPolicy):  # type: ignore[misc]
-    """Ray's own looks at the nodes every 20 s: after a death it asks for as many ranks as before, and waits for a node that is gone."""
+    """Ray's own counts what nodes have, whoever holds it, and looks every 20 s: it would wait for what others hold, or for a dead node."""
 
     def __init__(self, scaling_config: ray.train.ScalingConfig) -> None:
         super().__init__(scaling_config)
-        self.nodes = frozenset[str]()  # where the ranks were
+        self.held = Counter[str]()  # ranks on each node
+        self.nodes = frozenset[str]()  # where they were
         self.asked: list[Any] = []
         self.asked_at = 0.0
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         """More ranks, or fewer, or no change."""
-        self.nodes = frozenset(worker.metadata.node_id for worker in worker_group_state.workers)
+        self.held = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
+        self.nodes = frozenset(self.held)
         return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         """How many ranks to start, once it is known of each node where ranks were whether it lives."""
-        return super().make_decision_for_non_running_worker_group() if self._known() else NoopDecision()
+        decision = super().make_decision_for_non_running_worker_group() if self._known() else NoopDecision()
+        if isinstance(decision, NoopDecision):
+            time.sleep(NOTHING_S)  # it is asked again at once
+        else:
+            self.held = Counter()  # they are ended first
+        return decision
 
     def _known(self) -> bool:
         if self.nodes:
@@ -57,4 +66,10 @@ class LivePolicy(ElasticScalingPolicy):  # type: ignore[misc]
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
         there = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(ray._private.state.state.get_draining_nodes())
-        return int(super()._count_possible_workers({node: free for node, free in reserved_resources.items() if node in there}))
+        free, each = ray._private.state.available_resources_per_node(), self.scaling_config._resources_per_worker_not_none
+        room = {
+            node: {name: min(amount, free.get(node, {}).get(name, 0) + self.held[node] * each.get(name, 0)) for name, amount in has.items()}
+            for node, has in reserved_resources.items()
+            if node in there
+        }
+        return int(super()._count_possible_workers(room))

@@ -1,9 +1,10 @@
-"""What each rank of a gang does: the same trial as the others, one after the other, until there is none to come."""
+"""What each rank of a gang does: the same trial as the others, one after the other, until the gang is ended."""
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from orchestrator.execution.messages import Answer, Rank
 from orchestrator.training.failure import PeerLost, is_of_a_peer
 
 LONGEST_WAIT_S = 20.0  # in one question to the hub
+STOP_EVERY_S = 0.5  # a look whether to stop costs as much as a short step
 
 
 class Leave(RuntimeError):
@@ -44,13 +46,14 @@ class _Member:
         device = str(ray.train.torch.get_device()) if config["gpus"] else "cpu"
         self.place = trial.Place(self.me.rank, self.me.size, device, node)
         ray.get(self.hub.register.remote(self.gang, self.me))
+        self.look_at = 0.0
         self.asked = [self.hub.stop_asked.remote(self.gang)] if self.me.rank == 0 else []
 
     def run(self) -> None:
         """One trial after the other. Raises where Ray Train is to end the other ranks and to start the group anew."""
         try:
-            while (job := self._ask(lambda: self.hub.next.remote(self.gang, self.wait_s))) is not None:
-                self._trial(job)
+            while True:
+                self._trial(self._ask(lambda: self.hub.next.remote(self.gang, self.wait_s)))
         except PeerLost as lost:
             ray.get(self.hub.lost.remote(self.gang, self.me, str(lost)))
             raise
@@ -79,6 +82,9 @@ class _Member:
         self._ask(lambda: self.hub.report.remote(self.gang, event, self.wait_s))
 
     def _stop(self) -> bool:
+        if time.monotonic() < self.look_at:
+            return False
+        self.look_at = time.monotonic() + STOP_EVERY_S
         return bool(ray.wait(self.asked, timeout=0)[0])
 
     def _ask(self, question: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,22 +19,31 @@ from orchestrator.execution.messages import Answer, Heard, Hung, Rank, State
 from orchestrator.training.trial import Job
 
 PAUSE_S = 60.0  # for a step, or an evaluation, and a checkpoint
+ELSEWHERE_S = 60.0  # after which ranks whose gang broke up write nothing more: another gang may take their job
+
+
+@dataclass
+class _Work:
+    """A slot's job. `home`: the gang that was at it, to which it is left until `elsewhere_at`."""
+
+    slot: int
+    job: Job
+    past: Past = field(default_factory=Past)
+    home: int | None = None
+    elsewhere_at: float = 0.0
+    asked: asyncio.Future[bool] | None = None  # the verdict on an epoch
 
 
 @dataclass
 class _Gang:
-    jobs: deque[Job | None] = field(default_factory=deque)
-    job: Job | None = None  # what it is at
-    past: Past = field(default_factory=Past)
+    work: _Work | None = None  # what it is at
     up: bool = False
-    moving: bool = False  # it was asked to stop, to go on elsewhere
+    moving: bool = False  # it was asked to stop, to go on elsewhere, or with more ranks, or fewer
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     left: asyncio.Event = field(default_factory=asyncio.Event)  # after `stop`: its checkpoint is written
-    asked: asyncio.Future[bool] | None = None  # the verdict on an epoch
     ranks: dict[int, Rank] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)  # the ranks whose collective broke
     dealt: asyncio.Event = field(default_factory=asyncio.Event)  # with the ranks that hang
-    failure: tuple[Cause, str] | None = None  # since its last start
     failures: int = 0  # in a row, before its first question
     broken: str | None = None
     control: Any = None
@@ -44,13 +52,21 @@ class _Gang:
     def nodes(self) -> frozenset[str]:
         return frozenset(rank.node for rank in self.ranks.values())
 
+    def is_beside(self, other: _Gang) -> bool:
+        return other is not self and bool(self.nodes & other.nodes)
+
 
 class Hub:
-    """`gangs` gangs; a rank that doesn't answer within `settle_s` after another one's collective timed out hangs."""
+    """`gangs` gangs; a rank that doesn't answer within `settle_s` after another one's collective timed out hangs.
+
+    A free gang takes the job that waits longest, whichever slot that is in; one whose ranks died waits first of all.
+    """
 
     def __init__(self, gangs: int, settle_s: float) -> None:
         self.gangs = [_Gang() for _ in range(gangs)]
         self.settle_s = settle_s
+        self.waiting: list[_Work] = []
+        self.closing = False
         self.events: list[SlotEvent] = []
         self.hung: list[Hung] = []
         self.news = asyncio.Event()  # for the driver
@@ -58,22 +74,30 @@ class Hub:
 
     # of the driver
 
-    async def submit(self, gang: int, job: Job | None) -> None:
-        """A job for a gang; None ends it."""
-        self.gangs[gang].jobs.append(job)
+    async def submit(self, slot: int, job: Job) -> None:
+        """A job of a slot."""
+        self.waiting.append(_Work(slot, job))
         self._changed()
 
-    async def verdict(self, gang: int, go_on: bool) -> None:
+    async def verdict(self, slot: int, go_on: bool) -> None:
         """The driver's answer; to a gang that died meanwhile it is no answer any more."""
-        asked = self.gangs[gang].asked
-        if asked is not None and not asked.done():
-            asked.set_result(go_on)
+        for gang in self.gangs:
+            if gang.work is not None and gang.work.slot == slot and gang.work.asked is not None and not gang.work.asked.done():
+                gang.work.asked.set_result(go_on)
 
-    async def stop(self, gang: int, moving: bool) -> None:
-        """The gang is to write a checkpoint and end; `moving`: to go on with its job elsewhere."""
-        self.gangs[gang].moving = moving
+    async def move(self, gang: int) -> None:
+        """The gang is to write a checkpoint and end, to go on elsewhere."""
+        self.gangs[gang].moving = True
         self.gangs[gang].stop.set()
         self._changed()
+
+    async def close(self) -> None:
+        """Every gang at work is to write a checkpoint and end; none begins a job any more."""
+        self.closing = True
+        for gang in self.gangs:
+            gang.moving = False
+            if gang.work is not None:
+                gang.stop.set()
 
     async def settled(self, gang: int) -> None:
         """The ranks that hang have been ended."""
@@ -84,7 +108,8 @@ class Hub:
         if not self.events and not self.hung:
             self.news.clear()
             await _within(self.news.wait(), timeout_s)
-        heard = Heard(self.events, self.hung, [State(g.up, g.nodes, g.broken, g.control) for g in self.gangs])
+        states = [State(g.up, g.nodes, g.work.slot if g.work else None, g.broken, g.control) for g in self.gangs]
+        heard = Heard(self.events, self.hung, states)
         self.events, self.hung = [], []
         return heard
 
@@ -94,7 +119,7 @@ class Hub:
         """A rank has started."""
         found = self.gangs[gang]
         found.ranks = {r.rank: r for r in found.ranks.values() if r.size == rank.size} | {rank.rank: rank}
-        found.lost.discard(rank.rank)
+        found.lost &= found.ranks.keys() - {rank.rank}
         if rank.rank == 0:
             found.stop.set()  # who waited for it is gone
             found.stop, found.left, found.dealt, found.moving = asyncio.Event(), asyncio.Event(), asyncio.Event(), False
@@ -103,55 +128,67 @@ class Hub:
         """Answers when the gang is to stop."""
         return await self.gangs[gang].stop.wait()
 
-    async def next(self, gang: int, wait_s: float) -> Job | Answer | None:
-        """The gang's next job, or the one it was at if it didn't end it; asked by rank 0."""
+    async def next(self, gang: int, wait_s: float) -> Job | Answer:
+        """The gang's next job; asked by rank 0."""
         found = self.gangs[gang]
         found.up, found.failures = True, 0
-        if found.stop.is_set():
-            return self._leave(found)
-        self._start_again(gang, found)
+        self._again(gang, "moved", "")  # ranks that were replaced without a word
         deadline = time.monotonic() + wait_s
-        while self._held(found) or (found.job is None and not found.jobs):
-            if found.stop.is_set():
-                return self._leave(found)
+        while not found.stop.is_set():
+            found.work = self._taken(gang)
+            if found.work is not None:
+                return found.work.job
             rest = deadline - time.monotonic()
             if rest <= 0:
                 return Answer.WAIT
             await _within(self.change.wait(), rest)
-        if found.job is None:
-            found.past, found.job = Past(), found.jobs.popleft()
-        return found.job
+        return self._leave(found)
+
+    def _taken(self, gang: int) -> _Work | None:
+        """The job that a gang begins now, or goes on with."""
+        if self.closing:
+            return None
+        found, now = self.gangs[gang], time.monotonic()
+        beside = [g for g in self.gangs if g.is_beside(found)]
+        at_work = [g.work for g in beside if g.work is not None]
+        reserved = any(w.past.alone and w.home is not None and self.gangs[w.home].up and self.gangs[w.home] in beside for w in self.waiting)
+        for work in self.waiting:
+            if work.home not in (None, gang) and now < work.elsewhere_at:
+                continue
+            if at_work if work.past.alone else reserved or any(other.past.alone for other in at_work):
+                return None
+            self.waiting.remove(work)
+            return work
+        return None
 
     def _leave(self, found: _Gang) -> Answer:
         """To ranks that have nothing more to write."""
         found.left.set()
         return Answer.LEAVE
 
-    def _start_again(self, gang: int, found: _Gang) -> None:
-        """The unfinished job of ranks that died, were moved, or became more or fewer."""
-        (cause, says), found.failure = found.failure or ("moved", ""), None
-        if found.job is None:
+    def _again(self, gang: int, cause: Cause, says: str) -> None:
+        """The unfinished job of ranks that died, were moved, or became more or fewer: it waits before the others, or has failed."""
+        work = self.gangs[gang].work
+        if work is None:
             return
-        found.asked = None
-        sentence = judge(found.past, cause, says)
-        found.past, found.job = sentence.past, dataclasses.replace(found.job, resume=True)
+        sentence = judge(work.past, cause, says)
         if sentence.error is not None:
-            self._ended(gang, RunEnded(found.job.trial, "failed", int(time.time() * 1000), error=sentence.error))
-
-    def _held(self, found: _Gang) -> bool:
-        """Whether it must wait for a gang on its nodes: one of the two wants to be alone."""
-        others = [g for g in self.gangs if g is not found and g.job is not None and g.nodes & found.nodes]
-        return bool(found.job is not None and found.past.alone and others) or any(g.past.alone for g in others)
+            self._ended(gang, RunEnded(work.job.trial, "failed", int(time.time() * 1000), error=sentence.error))
+            return
+        elsewhere_at = time.monotonic() + ELSEWHERE_S
+        self.waiting.insert(0, _Work(work.slot, dataclasses.replace(work.job, resume=True), sentence.past, gang, elsewhere_at))
+        self.gangs[gang].work = None
+        self._changed()
 
     async def report(self, gang: int, event: EpochEnded | RunEnded, wait_s: float) -> bool | Answer | None:
         """An event of a gang, and the verdict on an epoch. A run's end counts once, whichever rank says it; LEAVE: its ranks end too."""
         found = self.gangs[gang]
+        if found.work is None or found.work.job.trial != event.trial:
+            return Answer.LEAVE if isinstance(event, EpochEnded) else None
         if isinstance(event, EpochEnded):
-            found.asked = asyncio.get_running_loop().create_future()
-            self._tell(gang, event)
+            found.work.asked = asyncio.get_running_loop().create_future()
+            self._tell(found.work.slot, event)
             return await self.answer(gang, wait_s)
-        if found.job is None or found.job.trial != event.trial:
-            return None
         if event.state == "interrupted" and event.error is None and found.moving:
             return self._leave(found)
         self._ended(gang, event)
@@ -160,7 +197,7 @@ class Hub:
     async def answer(self, gang: int, wait_s: float) -> bool | Answer:
         """The verdict on the epoch that was reported."""
         found = self.gangs[gang]
-        asked = found.asked
+        asked = found.work.asked if found.work is not None else None
         if asked is None or found.stop.is_set():
             return Answer.LEAVE
         stopped: asyncio.Future[bool] = asyncio.ensure_future(found.stop.wait())
@@ -177,7 +214,7 @@ class Hub:
         if len(found.lost) == 1:
             await _within(self._all_lost(found), self.settle_s)
             missing = tuple(r for number, r in sorted(found.ranks.items()) if number not in found.lost)
-            self.hung.append(Hung(gang, found.job.trial if found.job else None, missing))
+            self.hung.append(Hung(gang, found.work.job.trial if found.work else None, missing))
             self.news.set()
         await _within(found.dealt.wait(), 60)
 
@@ -196,31 +233,34 @@ class Hub:
         found = self.gangs[gang]
         if not found.up:
             return
-        await self.stop(gang, True)
-        if found.job is not None:
+        await self.move(gang)
+        if found.work is not None:
             await _within(found.left.wait(), PAUSE_S)
         found.up = False
+        self._again(gang, "moved", "")
 
     async def failed(self, gang: int, cause: Cause, says: str, counts: bool) -> None:
         """The gang's ranks ended, or didn't start; `counts`: for another reason than want of room."""
         found = self.gangs[gang]
-        found.up, found.failure = False, ("moved" if found.moving else cause, says)
+        found.up = False
+        self._again(gang, "moved" if found.moving else cause, says)
         found.failures += counts
         if found.failures > MAX_RESTARTS:
             found.broken = says
             self.news.set()
 
     def _ended(self, gang: int, event: RunEnded) -> None:
-        self.gangs[gang].job, self.gangs[gang].past = None, Past()
-        self._tell(gang, event)
-        self._changed()
+        work, self.gangs[gang].work = self.gangs[gang].work, None
+        if work is not None:
+            self._tell(work.slot, event)
+            self._changed()
 
     def _changed(self) -> None:
         self.change.set()
         self.change = asyncio.Event()
 
-    def _tell(self, gang: int, event: EpochEnded | RunEnded) -> None:
-        self.events.append((gang, event))
+    def _tell(self, slot: int, event: EpochEnded | RunEnded) -> None:
+        self.events.append((slot, event))
         self.news.set()
 
 

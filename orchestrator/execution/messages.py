@@ -38,10 +38,14 @@ class Hung:
 
 @dataclass(frozen=True)
 class State:
-    """What the driver is told of a gang. `up`: its ranks run; `broken`: it can't start, and why; `control`: Ray Train's actor for it."""
+    """What the driver is told of a gang. `up`: its ranks run; `slot`: whose job it is at.
+
+    `broken`: it can't start, and why; `control`: Ray Train's actor for it.
+    """
 
     up: bool
     nodes: frozenset[str]
+    slot: int | None
     broken: str | None
     control: Any
 

@@ -20,6 +20,7 @@ from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.placement import Seat, Wants, assign
 from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall, demanded
 from orchestrator.execution.worker import About, Worker, on_node, oom_kills
+from orchestrator.training.output import with_output
 from orchestrator.training.trial import Job
 
 PROBE_S = 20.0  # for a look at the node of an actor that died
@@ -46,6 +47,17 @@ class Work:
     waits: bool = True
     asks: bool = False  # for a verdict
     moving: bool = False
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A look at the node on which a job's actor died, as Ray `says`. `kills`: for want of memory, as known of the node when it began."""
+
+    work: Work
+    node: str
+    says: str
+    kills: int
+    since: float
 
 
 class Pool:
@@ -176,16 +188,15 @@ class Pool:
             return self._judged(work, "moved", "")
         if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error):
             return self._judged(work, "memory", "")
-        self._pending[on_node(node, oom_kills)] = ("probe", (work, node, _line(error), time.monotonic()))
+        self._pending[on_node(node, oom_kills)] = ("probe", Probe(work, node, _line(error), self.oom_kills.get(node, 0), time.monotonic()))
         return []
 
-    def _probed(self, of: tuple[Work, str, str, float], ref: Any) -> list[SlotEvent]:
-        """What killed an actor that just vanished: the kernel, for want of memory, if it has killed somebody there."""
-        work, node, says, _ = of
-        kills = self.oom_kills.get(node, 0)
+    def _probed(self, probe: Probe, ref: Any) -> list[SlotEvent]:
+        """What killed an actor that just vanished: the kernel, for want of memory, if it has killed there since; maybe several at once."""
         with contextlib.suppress(ray.exceptions.RayError):  # the node is gone with it
-            self.oom_kills[node] = ray.get(ref)
-        return self._judged(work, "memory" if self.oom_kills.get(node, 0) > kills else "died", says)
+            self.oom_kills[probe.node] = ray.get(ref)
+        cause: Cause = "memory" if self.oom_kills.get(probe.node, 0) > probe.kills else "died"
+        return self._judged(probe.work, cause, probe.says)
 
     def _judged(self, work: Work, cause: Cause, says: str) -> list[SlotEvent]:
         sentence = judge(work.past, cause, says)
@@ -194,7 +205,7 @@ class Pool:
             self._again(work)
             return []
         del self.works[work.slot]
-        return [(work.slot, _failed(work.job, sentence.error))]
+        return [(work.slot, _failed(work.job, with_output(sentence.error, work.job.logs)))]
 
     def _again(self, work: Work) -> None:
         """It waits, before whatever came later."""
@@ -219,7 +230,7 @@ class Pool:
                 actor.work.moving = True
                 actor.handle.stop.remote(actor.work.serial)
         for ref, (kind, of) in list(self._pending.items()):
-            if kind == "probe" and time.monotonic() - of[3] > PROBE_S:
+            if kind == "probe" and time.monotonic() - of.since > PROBE_S:
                 ray.cancel(ref, force=True)
         if any(w.waits for w in self.works.values()) and all(a.work is None for a in self.actors):
             self.stall.check(sum(a.about is None for a in self.actors), self.each, lambda: demanded(self.each))

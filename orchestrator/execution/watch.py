@@ -80,7 +80,7 @@ class Leaving:
             try:
                 self.nodes = frozenset(ray._private.state.state.get_draining_nodes())
             except Exception:  # a client's connection (ray://) can't ask; the head died: `Head` says so
-                return
+                continue
 
     def close(self) -> None:
         """End the thread."""
@@ -99,15 +99,18 @@ class Stall:
         """Something goes on."""
         self.since = self.said_at = time.monotonic()
 
-    def check(self, workers: int, each: Mapping[str, float], waits: Callable[[], bool]) -> None:
-        """Warns (Note) if nothing went on for long. `workers` wait, `each` for these resources if `waits`, or for Ray to start them."""
+    def check(self, workers: int, each: Mapping[str, float], waits: Callable[[], bool], least: int = 1) -> None:
+        """Warns (Note) if nothing went on for long. `workers` wait, `each` for these resources if `waits`, or for Ray to start them.
+
+        `least`: how many of them must have room for any to go on.
+        """
         now = time.monotonic()
         if now - self.said_at < self.every_s:
             return
-        says = shortage(workers, each, waits)
+        says = shortage(workers, each, waits, least)
         if says is not None:  # asked again: a place is taken a moment before it is known whose it is
             time.sleep(LOOK_EVERY_S)
-            says = shortage(workers, each, waits)
+            says = shortage(workers, each, waits, least)
         self.said_at = now
         if says is None and now - self.since >= STARTING * self.every_s:
             says = "Ray has room for the workers, and still starts them"
@@ -115,28 +118,34 @@ class Stall:
             warnings.warn(f"no progress for {now - self.since:.0f} s: {says}", Note, stacklevel=2)
 
 
-def shortage(workers: int, each: Mapping[str, float], waits: Callable[[], bool]) -> str | None:
+def shortage(workers: int, each: Mapping[str, float], waits: Callable[[], bool], least: int = 1) -> str | None:
     """Which resource is short, and who holds it, as far as Ray says; None: there is room, or the workers have it and still start."""
     need = " and ".join(f"{amount:g} {name}" for name, amount in each.items() if amount)
     wait = f"{workers} worker{'s wait' if workers > 1 else ' waits'} for {need}" + (" each" if workers > 1 else "")
-    try:
+    with contextlib.suppress(Exception):  # a client's connection (ray://) may not be able to say
         if not waits():
             return None
+    try:
         total, free = _per_node("total_resources_per_node"), _per_node("available_resources_per_node")
         holders = _holders()
     except Exception:  # a client's connection (ray://)
         return wait
-    if any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in free.values()):
+    if _room(free, each) >= least:
         return None
-    if not any(all(node.get(name, 0) >= amount for name, amount in each.items()) for node in total.values()):
+    if not _room(total, each):
         largest = "; ".join(" and ".join(f"{node.get(name, 0):g} {name}" for name in each) for node in total.values())
         return f"{wait}; no node is large enough: {largest or 'there is none'}"
-    short = [name for name, amount in each.items() if not any(node.get(name, 0) >= amount for node in free.values())]
+    short = [name for name, amount in each.items() if _room(free, {name: amount}) < least]
     held = ", ".join(
         f"{sum(n.get(name, 0) for n in free.values()):g} of {sum(n.get(name, 0) for n in total.values()):g} {name} free"
         for name in short or each
     )
     return f"{wait}; {held}; held by {holders or 'tasks, which Ray does not name'}"
+
+
+def _room(nodes: Mapping[str, Mapping[str, float]], each: Mapping[str, float]) -> int:
+    """How many workers find their place on nodes."""
+    return sum(int(min((node.get(name, 0) + 1e-9) // amount for name, amount in each.items() if amount)) for node in nodes.values())
 
 
 def demanded(each: Mapping[str, float]) -> bool:

@@ -44,7 +44,9 @@ def files(place: str, largest: int | None = None) -> list[LogFile]:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(place)
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
         named = [(int(match[1]), info) for info in found if info.is_file and (match := NAME.fullmatch(info.base_name))]
-        return [_read(filesystem, rank, info, f"{place}/{info.base_name}", largest) for rank, info in sorted(named, key=lambda one: one[0])]
+        return [
+            _read(filesystem, rank, info, below(place, info.base_name), largest) for rank, info in sorted(named, key=lambda one: one[0])
+        ]
     except (OSError, pa.ArrowException, ValueError) as error:
         raise Failed(f"can't read the output at '{shown(place)}': {' '.join(str(error).split())}") from None
 

@@ -1,13 +1,15 @@
 """A copy of the ledger beside a run's checkpoints, so that a driver on another machine can go on where this one died.
 
-SQLite's online backup gives one consistent state, whoever else writes meanwhile; the copy is replaced as a whole, so that a reader finds
-the one before or this one.
+Every launch has a copy of its own, `ledgers/EXPERIMENT/COMMAND/LAUNCH.sqlite`, which no other launch of that name replaces. SQLite's online
+backup gives one consistent state, whoever else writes meanwhile; a copy is replaced as a whole, so that a reader finds the one before or
+this one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import sqlite3
 import tempfile
@@ -16,33 +18,39 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Failed
-from orchestrator.storage import StorageError, below, read_file, write_file
+from orchestrator.storage import StorageError, below, delete, names, read_file, write_file
 
 NAME = "ledger.sqlite"
+COPY = re.compile(r"([\w-]+)\.sqlite")  # of a launch
 
 
-def mirror_of(storage: str, experiment: str) -> str:
-    """The URI, or the folder, of an experiment's mirrored ledger below `storage.path`."""
-    return below(storage if "://" in storage else str(Path(storage).expanduser()), "ledgers", experiment)
+def mirror_of(storage: str, experiment: str, command: str) -> str:
+    """The URI, or the folder, of the mirrored ledgers of a command's launches below `storage.path`."""
+    return below(storage if "://" in storage else str(Path(storage).expanduser()), "ledgers", experiment, command)
 
 
-def mirror(ledger: Path, uri: str) -> None:
-    """Copy a ledger to `<uri>/ledger.sqlite`, atomically. Raises Failed, with what is there left as it is."""
+def mirror(ledger: Path, uri: str, launch: str) -> None:
+    """Copy a ledger to `<uri>/<launch>.sqlite`, atomically. Raises Failed, with what is there left as it is."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / NAME
         try:
             _back_up(ledger, copy)
-            write_file(uri, NAME, copy.read_bytes())
+            write_file(uri, _copy_of(launch), copy.read_bytes())
         except (OSError, sqlite3.Error, StorageError) as error:
             raise Failed(f"the ledger can't be mirrored to '{uri}': {_says(error)}") from None
 
 
-def restore(uri: str, folder: Path) -> bool:
-    """Fetch a mirrored ledger into a folder that has none; whether there was one. Raises Failed."""
+def mirrored(uri: str) -> list[str]:
+    """The launches whose ledgers are mirrored there, oldest first. Raises Failed if that can't be told now."""
+    return sorted(found[1] for found in map(COPY.fullmatch, names(uri)) if found)
+
+
+def restore(uri: str, folder: Path, launch: str) -> bool:
+    """Fetch a launch's mirrored ledger into a folder that has none; whether there was one. Raises Failed."""
     if (folder / NAME).exists():
         return False
     try:
-        content = read_file(uri, NAME)
+        content = read_file(uri, _copy_of(launch))
         if content is None:
             return False
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,12 +67,21 @@ def restore(uri: str, folder: Path) -> bool:
     return True
 
 
+def forget(uri: str, launch: str) -> None:
+    """Delete a launch's copy, if that can be done."""
+    delete(uri, _copy_of(launch))
+
+
+def _copy_of(launch: str) -> str:
+    return f"{launch}.sqlite"
+
+
 class Mirror:
     """Mirrors a folder's ledger in the background, whenever it has changed; what fails is tried again, and its last error kept."""
 
-    def __init__(self, folder: Path, uri: str, every_s: float = 30.0) -> None:
+    def __init__(self, folder: Path, uri: str, launch: str, every_s: float = 30.0) -> None:
         self.problem: str | None = None
-        self._ledger, self._uri, self._every_s = folder / NAME, uri, every_s
+        self._ledger, self._uri, self._launch, self._every_s = folder / NAME, uri, launch, every_s
         self._ended = threading.Event()
         self._seen: Any = None
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
@@ -91,7 +108,7 @@ class Mirror:
         if state == self._seen:
             return
         try:
-            mirror(self._ledger, self._uri)
+            mirror(self._ledger, self._uri, self._launch)
             self._seen, self.problem = state, None
         except Failed as error:
             self.problem = str(error)

@@ -89,9 +89,9 @@ def read(uri: str, number: int) -> Any:
     name = name_of(number)
     opened = open_file(uri, name)
     if opened is None:
-        raise Damaged(f"checkpoint '{uri}/{name}' is missing")
+        raise Damaged(f"checkpoint '{below(uri, name)}' is missing")
     with opened:
-        return from_file(opened, f"{uri}/{name}")
+        return from_file(opened, below(uri, name))
 
 
 def _numbers(there: list[str]) -> list[int]:
@@ -141,7 +141,7 @@ class Writer:
                 self._prune()
             except Exception as error:  # said by the next save: a thread's own exception is seen by nobody
                 known = isinstance(error, StorageError)
-                says = f"can't write '{self.uri}/{name_of(self.number + 1)}': {error}"
+                says = f"can't write '{below(self.uri, name_of(self.number + 1))}': {error}"
                 self._error = error if known else StorageError(says)  # type: ignore[assignment]
 
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)

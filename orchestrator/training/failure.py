@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from orchestrator.storage import StorageError, write_file
+from orchestrator.storage import StorageError, below, write_file
 
+TRACE = "error.txt"
 # what gloo says when a peer died or doesn't answer; it raises plain RuntimeErrors
 GLOO = ("gloo/transport/", "gloo/rendezvous/", "Connection closed by peer", "Connection reset by peer", "Timed out waiting ")
 
@@ -41,6 +42,6 @@ def keep_trace(uri: str, trial: int | None, failure: BaseException) -> str | Non
     text = "".join(traceback.format_exception(failure))
     with contextlib.suppress(StorageError):
         header = json.dumps({"trial": trial})
-        write_file(uri, "error.txt", f"{header}\n{text}".encode())
-        return f"{uri}/error.txt"
+        write_file(uri, TRACE, f"{header}\n{text}".encode())
+        return below(uri, TRACE)
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class Kept:
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, torch.Tensor] = {}
         self.ranks: list[Any] = []
+        self.notes: tuple[str, ...] = ()  # what to know of the run, of all its starts, a sentence each
         self.saved = self.gathered = training.step  # the steps at which a checkpoint was made, and `ranks`
 
     def add(self, metrics: dict[str, float], at_ms: int, metric: str, mode: str) -> None:
@@ -47,11 +49,16 @@ class Kept:
         """Begin to write the state that was gathered, if it isn't yet. Raises StorageError if the one before couldn't be written."""
         if self.saved != self.training.step and self.rank == 0:
             own = {"history": self.history, "best": self.best, "weights": self.best_weights}
-            self.writer.save({"training": self.training.state_dict(), "ranks": self.ranks, **own})
+            self.writer.save({"training": self.training.state_dict(), "ranks": self.ranks, "notes": list(self.notes), **own})
         self.saved = self.training.step
 
+    def note(self, notes: Iterable[str]) -> None:
+        """Something to know of the run from now on, whatever becomes of this process; a sentence that is known already isn't repeated."""
+        self.notes = tuple(dict.fromkeys([*self.notes, *notes]))
+
     def resume(self, state: dict[str, Any]) -> tuple[str, ...]:
-        """Go on from what was saved; what to know of that, a sentence each."""
+        """Go on from what was saved; what is to be known of this start, a sentence each."""
+        self.notes = tuple(state.get("notes", ()))
         self.training.load_state_dict(state["training"])
         self.training.lay_out()
         self.history, self.best, self.best_weights = state["history"], state["best"], state["weights"]

@@ -30,6 +30,14 @@ def name_of(rank: int) -> str:
     return f"rank-{rank}.log"
 
 
+def with_output(says: str, folder: str | None, ranks: int = 1) -> str:
+    """An error of a run whose process left no traceback, with the file that it printed to (the folder, of several ranks), if it's here."""
+    if folder is None:
+        return says
+    path = Path(folder) if ranks > 1 else Path(folder) / name_of(0)
+    return f"{says}; what it printed: {path}" if path.exists() else says
+
+
 def run(job: Job, place: Place, *more: Any) -> Steps:
     """`trial.run` in a process that does nothing else: what it prints goes to the rank's file, whole when the run's end is told."""
     folder: str | None = getattr(job, "logs", None)

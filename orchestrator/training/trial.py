@@ -109,7 +109,7 @@ def run(job: Job, place: Place | None = None, stop: Callable[[], bool] = never) 
     finally:
         if place.device != "cpu":
             torch.cuda.empty_cache()
-    notes = () if trial is None else trial.notes
+    notes = () if trial is None else trial.kept.notes
     yield RunEnded(job.trial, at_ms=_now_ms(), wall_s=time.time() - began, nodes=nodes, notes=notes, **end)
 
 
@@ -160,8 +160,9 @@ class _Trial:
         self.kept = Kept(self.training, job.checkpoints, before.number)
         self.pauses = Pauses(job.experiment.training.checkpoint_every, stop, place.rank, place.world_size, place.device)
         seeds.set_all(job.experiment.training.seed + 7919 * place.rank)  # dropout differs between ranks, initial weights don't
-        self.notes = before.notes if before.state is None else before.notes + self.kept.resume(before.state)
-        for note in self.notes if place.rank == 0 else ():
+        news = before.notes if before.state is None else before.notes + self.kept.resume(before.state)
+        self.kept.note(news)
+        for note in news if place.rank == 0 else ():
             print(f"note: {note}", file=sys.stderr, flush=True)
 
     def _training(self, family: Family, train: Any, validation: Any) -> Training:

@@ -6,11 +6,13 @@ import contextlib
 import os
 import random
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.launch import GRACE_S
 from orchestrator.records.ledger import Ledger
 from orchestrator.training import checkpoint
 from tests.e2e.conftest import EXPERIMENT, Here, Shell, epochs_in_ledger, open_shell, wait_for
@@ -29,7 +31,8 @@ def kill_after(shell: Shell, epochs: int, *words: str) -> None:
     try:
         wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= epochs or command.process.poll() is not None, 300)
         command.process.kill()
-        command.finish(60)
+        said = command.finish(60)
+        assert said.code == -signal.SIGKILL, f"it had ended before, with {said.code}\n{said.err[-3000:]}"
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(command.process.pid, signal.SIGKILL)
@@ -208,17 +211,51 @@ def test_a_budget_ends_a_sweep_with_its_winner_and_is_counted_over_resumes(here:
     assert "budget.cpu_hours" in used.err
 
 
+STUCK = """
+import time
+from pathlib import Path
+from models.cnn import CNN
+
+HERE = Path(__file__).parent
+
+
+class Net(CNN):
+    def forward(self, *inputs):
+        if self.training and (HERE / "stuck").exists():
+            (HERE / "asleep").touch()
+            time.sleep(300)
+        return super().forward(*inputs)
+"""
+EXPERIMENT_OF_IT = """
+name: digits-cnn
+data: {source: digits}
+model: {family: "stuck_net:Net", channels: [4, 6], pool_after: [1, 2]}
+training: {epochs: 3}
+sweep: {trials: 4, scheduler: none, space: {optimizer.lr: {loguniform: [1e-3, 1e-2]}}}
+"""
+
+
 def test_a_second_ctrl_c_kills_at_once_and_what_was_done_is_resumable(shell: Shell) -> None:
-    words = ("sweep", EXPERIMENT, *LONG)
+    """Of runs that reach no further step, and would be waited for."""
+    (shell.folder / "stuck_net.py").write_text(STUCK)
+    (shell.folder / "stuck.yaml").write_text(EXPERIMENT_OF_IT)
+    words = ("sweep", "stuck.yaml")
     sweep = shell.start(*words)
     try:
-        wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= 3 or sweep.process.poll() is not None)
+        wait_for("an epoch", lambda: epochs_in_ledger(shell.folder) >= 1 or sweep.process.poll() is not None)
+        (shell.folder / "stuck").touch()
+        wait_for("a run that sleeps", lambda: (shell.folder / "asleep").exists() or sweep.process.poll() is not None)
         os.kill(sweep.process.pid, signal.SIGINT)
+        wait_for("the first one's note", lambda: "note: interrupted: " in (sweep.said / "err").read_text())
+        asked = time.monotonic()
         os.kill(sweep.process.pid, signal.SIGINT)
         said = sweep.finish(60)
+        took_s = time.monotonic() - asked
     finally:
         if sweep.process.poll() is None:
             os.killpg(sweep.process.pid, signal.SIGKILL)
     assert said.code == 130
+    assert took_s < GRACE_S - 2, "it waited for runs that were to be killed"
     wait_for("the end of every process", lambda: not in_group(sweep.process.pid), 15)
-    check_complete(shell, shell.run(*words, "--resume", "--json").json, 8)
+    (shell.folder / "stuck").unlink()
+    check_complete(shell, shell.run(*words, "--resume", "--json").json, 4)

@@ -1,4 +1,4 @@
-"""One Ray a module, with a temporary folder of its own: a process has one Ray at a time, and other tests start theirs; a small experiment."""
+"""One Ray a module, since a process has one at a time and other tests start theirs; a small experiment."""
 
 from __future__ import annotations
 

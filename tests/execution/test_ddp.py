@@ -95,7 +95,9 @@ class TestGangs(ExecutorContract):
         for _ in range(2):
             assert len(gangs.wait()) == 1
             gangs.verdict(1, True)
-        pids = [rank_of(gangs, slot, number).pid for slot in (0, 1) for number in (0, 1)]
+        ranks = ray.get(gangs.hub.__ray_call__.remote(lambda hub: [rank for gang in hub.gangs for rank in gang.ranks.values()]))
+        pids = [rank.pid for rank in ranks]
+        assert len(set(pids)) == 4
         gangs.close(60)
         assert len(checkpoint.load(cut.checkpoints)["history"]) >= 2
         assert gangs.broken == {}
@@ -117,8 +119,10 @@ class TestGangs(ExecutorContract):
 
 
 def rank_of(gangs: Gangs, slot: int, number: int) -> Rank:
-    """Where a rank of a gang is, asked of the hub."""
+    """Where a rank of the gang is that is at a slot's job, asked of the hub."""
     import ray
 
-    found: Rank = ray.get(gangs.hub.__ray_call__.remote(lambda hub: hub.gangs[slot].ranks[number]))
+    asked = gangs.hub.__ray_call__.remote(lambda hub: [gang.ranks[number] for gang in hub.gangs if gang.work and gang.work.slot == slot])
+    [found] = ray.get(asked)
+    assert isinstance(found, Rank)
     return found

@@ -77,7 +77,7 @@ def test_a_gang_that_moves_gives_no_end_of_its_run_and_goes_on_with_it_at_no_cha
             await hub.register(0, rank(0))
             assert isinstance(await hub.next(0, 0), Job)
             asked = asyncio.create_task(hub.stop_asked(0))
-            await hub.stop(0, True)
+            await hub.move(0)
             assert await asked
             assert await hub.report(0, RunEnded(1, "interrupted", 0), 0) is Answer.LEAVE
             await hub.failed(0, "died", "Leave", True)
@@ -93,7 +93,7 @@ def test_a_gang_that_is_closed_leaves_wherever_it_is_and_its_run_has_ended() -> 
         await hub.submit(0, job(1))
         await hub.next(0, 0)
         await hub.report(0, EpochEnded(1, 1, {}, 0), 0)
-        await hub.stop(0, False)
+        await hub.close()
         assert await hub.answer(0, 9) is Answer.LEAVE
         await hub.report(0, RunEnded(1, "interrupted", 0), 0)
         assert [type(event) for event in await told(hub)] == [EpochEnded, RunEnded]
@@ -190,5 +190,78 @@ def test_a_gang_with_nothing_to_write_is_paused_at_once(at: str) -> None:
         await asyncio.wait_for(paused, 1)
         if at == "no job":
             assert await asked is Answer.LEAVE
+
+    run(case)
+
+
+def test_two_trials_without_memory_on_one_node_run_one_after_the_other() -> None:
+    async def case() -> None:
+        hub = Hub(2, 1)
+        for gang in range(2):
+            await hub.register(gang, rank(0, "a", 1))
+            await hub.submit(gang, job(gang))
+            assert isinstance(await hub.next(gang, 0), Job)
+        for gang in range(2):
+            await hub.failed(gang, "memory", "killed", True)
+        assert isinstance(await hub.next(0, 0), Job)
+        assert await hub.next(1, 0.01) is Answer.WAIT
+        await hub.report(0, RunEnded(0, "finished", 0), 0)
+        given = await hub.next(1, 0)
+        assert isinstance(given, Job)
+        assert given.trial == 1
+
+    run(case)
+
+
+def test_a_gang_that_does_not_come_back_leaves_its_job_to_another_one_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def case() -> None:
+        hub = Hub(2, 1)
+        for gang in range(2):
+            await hub.register(gang, rank(0, f"node {gang}", 1))
+            await hub.submit(gang, job(gang))
+            assert isinstance(await hub.next(gang, 0), Job)
+        await hub.failed(1, "died", "its node has died", True)
+        await hub.report(0, RunEnded(0, "finished", 0), 0)
+        assert await hub.next(0, 0.01) is Answer.WAIT, "its ranks may still write a checkpoint"
+        hub.waiting[0].elsewhere_at = 0
+        given = await hub.next(0, 0)
+        assert isinstance(given, Job)
+        assert (given.trial, given.resume) == (1, True)
+        report = asyncio.create_task(hub.report(0, EpochEnded(1, 4, {}, 0), 9))
+        await asyncio.sleep(0)
+        assert (await hub.wait(0)).events[-1][0] == 1, "it is still the job of slot 1"
+        await hub.verdict(1, False)
+        assert await report is False
+
+    run(case)
+
+
+def test_who_hangs_is_found_in_a_gang_that_has_fewer_ranks_than_it_had() -> None:
+    async def case() -> None:
+        hub = Hub(1, 0.05)
+        for number in range(4):
+            await hub.register(0, rank(number, size=4))
+        await hub.lost(0, rank(3, size=4), "Connection closed by peer")
+        for number in range(3):
+            await hub.register(0, rank(number, size=3))
+        report = asyncio.create_task(hub.lost(0, rank(0, size=3), "Timed out"))
+        [hung] = (await hub.wait(1)).hung
+        assert [each.rank for each in hung.ranks] == [1, 2]
+        await hub.settled(0)
+        await asyncio.wait_for(report, 5)
+
+    run(case)
+
+
+def test_a_gang_that_starts_while_all_are_closed_gets_no_job() -> None:
+    async def case() -> None:
+        hub = Hub(1, 1)
+        await hub.submit(0, job(1))
+        await hub.register(0, rank(0))
+        await hub.next(0, 0)
+        await hub.failed(0, "died", "SIGKILL", True)
+        await hub.close()
+        await hub.register(0, rank(0))
+        assert await hub.next(0, 0.01) is Answer.WAIT
 
     run(case)

@@ -8,6 +8,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +18,14 @@ import pytest
 from cluster.resources import Found
 from orchestrator.errors import Note
 from orchestrator.events import EpochEnded, Event, RunEnded, RunStarted
+from orchestrator.execution import pool as pool_module
+from orchestrator.execution.deaths import Past
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.inline import Inline
-from orchestrator.execution.pool import Pool
+from orchestrator.execution.pool import Actor, Pool, Work
 from orchestrator.execution.sweep import Judge, Rules, drive
 from orchestrator.execution.watch import demanded, shortage
+from orchestrator.execution.worker import About
 from orchestrator.training import checkpoint
 from orchestrator.training.trial import Job
 from tests.contracts.executor_contract import ExecutorContract, Jobs, MakeJob, alive, finish, finish_all, same, wait_until
@@ -30,6 +36,34 @@ def pool(local_ray: Found) -> Iterator[Pool]:
     made = Pool(2, 0.5, 0)
     yield made
     made.close()
+
+
+def test_two_workers_that_the_kernel_kills_at_once_have_both_died_for_want_of_memory(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Both looks at the node find the two kills; a death after that is none of them."""
+    made: Any = Pool.__new__(Pool)
+    made.works, made.oom_kills, made._pending, made.leaving = {}, {"node": 5}, {}, SimpleNamespace(nodes=frozenset())
+    made._replace = lambda actor: None
+    looks: dict[str, int] = {}
+    monkeypatch.setattr(pool_module, "on_node", lambda node, function: f"look {len(looks) + len(made._pending)}")
+    monkeypatch.setattr(pool_module.ray, "get", looks.__getitem__)
+
+    def dies(slot: int) -> Work:
+        work = made.works[slot] = Work(slot, replace(make_job(trial=slot), logs=str(tmp_path)), slot, waits=False)
+        assert made._died(Actor(None, About("node", "host", 1, 5), work), ValueError("SIGKILL")) == []
+        return work
+
+    first, second = dies(0), dies(1)
+    looks.update(dict.fromkeys(made._pending, 7))
+    assert [event for ref in list(made._pending) for event in made._heard(ref)] == []
+    assert [work.past for work in (first, second)] == [Past(1, 1), Past(1, 1)]
+    third = dies(2)
+    looks.update(dict.fromkeys(made._pending, 7))
+    (tmp_path / "rank-0.log").touch()
+    third.past = Past(3)
+    [(slot, ended)] = [event for ref in list(made._pending) for event in made._heard(ref)]
+    assert (slot, ended.error) == (2, f"its worker died 4 times: SIGKILL; what it printed: {tmp_path}/rank-0.log")
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,7 +74,7 @@ def test_a_client_has_nothing_to_look_at() -> None:
 
 
 def test_no_progress_is_said_again_and_again_and_progress_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "shortage", lambda workers, each, waits: f"{workers} workers wait for {each}")
+    monkeypatch.setattr(watch, "shortage", lambda *asked: f"{asked[0]} workers wait for {asked[1]}")
     stall = Stall(every_s=0)
     for _ in range(2):
         with pytest.warns(Note, match=r"no progress for 0 s: 2 workers wait for \{'CPU': 1\}"):
@@ -85,7 +85,7 @@ def test_no_progress_is_said_again_and_again_and_progress_ends_it(monkeypatch: p
 
 
 def test_a_worker_that_ray_still_starts_is_no_shortage_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "shortage", lambda workers, each, waits: None)
+    monkeypatch.setattr(watch, "shortage", lambda *asked: None)
     stall = Stall(every_s=0.05)
     stall.said_at -= 1
     stall.check(1, {"CPU": 1}, lambda: True)
@@ -93,3 +93,35 @@ def test_a_worker_that_ray_still_starts_is_no_shortage_for_a_while(monkeypatch: 
     stall.said_at -= 1
     with pytest.warns(Note, match="Ray has room for the workers, and still starts them"):
         stall.check(1, {"CPU": 1}, lambda: True)
+
+
+class TestShortage:
+    """What is said of nodes with so many CPUs, of which so many are free."""
+
+    @pytest.fixture
+    def of(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str | None]:
+        def said(total: list[float], free: list[float], workers: int, each: float = 1, least: int = 1, waits: bool = True) -> str | None:
+            nodes = {
+                "total_resources_per_node": {str(n): {"CPU": cpus} for n, cpus in enumerate(total)},
+                "available_resources_per_node": {str(n): {"CPU": cpus} for n, cpus in enumerate(free) if cpus},
+            }
+            monkeypatch.setattr(watch, "_per_node", nodes.__getitem__)
+            monkeypatch.setattr(watch, "_holders", lambda: "somebody")
+            return watch.shortage(workers, {"CPU": each}, lambda: waits, least)
+
+        return said
+
+    def test_a_group_waits_for_all_its_places_at_once(self, of: Callable[..., str | None]) -> None:
+        assert of([2, 2], [1, 0], 2, least=2) == "2 workers wait for 1 CPU each; 1 of 4 CPU free; held by somebody"
+        assert of([2, 2], [1, 1], 2, least=2) is None
+        assert of([2, 2], [2, 0], 2, least=2) is None
+
+    def test_one_worker_of_several_may_go_on_alone(self, of: Callable[..., str | None]) -> None:
+        assert of([2], [1], 2) is None
+        assert of([2], [0.5], 2) == "2 workers wait for 1 CPU each; 0.5 of 2 CPU free; held by somebody"
+
+    def test_workers_that_have_their_place_are_not_short_of_one(self, of: Callable[..., str | None]) -> None:
+        assert of([2], [0], 2, waits=False) is None
+
+    def test_a_worker_that_no_node_can_hold_is_said_so(self, of: Callable[..., str | None]) -> None:
+        assert of([1, 2], [1, 2], 1, each=3) == "1 worker waits for 3 CPU; no node is large enough: 1 CPU; 2 CPU"

@@ -66,8 +66,11 @@ def ledger(folder: Path) -> Iterator[Ledger]:
 def begin(ledger: Ledger, make_experiment: MakeExperiment) -> Record:
     """Begin a launch in the ledger."""
 
-    def made(name: str = "sweep-1", command: str = "sweep", at_ms: int = AT, experiment_name: str = "corners", **about: Any) -> Launch:
-        experiment = make_experiment("sweep.space.optimizer.lr={loguniform: [1e-3, 1e-1]}")
+    def made(
+        name: str = "sweep-1", command: str = "sweep", at_ms: int = AT, experiment_name: str = "corners", storage: str = "", **about: Any
+    ) -> Launch:
+        stored = [f"storage.path={storage}"] if storage else []
+        experiment = make_experiment("sweep.space.optimizer.lr={loguniform: [1e-3, 1e-1]}", *stored)
         launch = Launch(
             name, command, experiment_name, experiment.plain(), "val_accuracy", "max", "f" * 40, "/experiments", ABOUT | about, at_ms
         )

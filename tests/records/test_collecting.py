@@ -97,6 +97,18 @@ def test_with_the_last_trial_goes_the_sweep_its_artifacts_and_models_its_data_an
     assert list(client.search_logged_models(owner)) == []
 
 
+def test_with_the_last_trial_goes_the_copy_of_the_ledger_in_the_storage_and_no_other_launch_s(sweep: Sweep, folder: Path) -> None:
+    copies = folder / "shared" / "ledgers" / "corners" / "sweep"
+    copies.mkdir(parents=True)
+    for name in ("s1", "s2"):
+        (copies / f"{name}.sqlite").write_bytes(b"")
+    sweep("s1", storage=str(folder / "shared"))
+    gc("corners", keep="top:1")
+    assert len(list(copies.iterdir())) == 2
+    gc("corners", keep="top:0")
+    assert [path.name for path in copies.iterdir()] == ["s2.sqlite"]
+
+
 def test_a_dry_run_shows_the_same_list_and_removes_nothing(sweep: Sweep, folder: Path, ledger: Ledger) -> None:
     sweep()
     before = (there(folder / ".orchestrator"), artifacts(folder), ledger.entries())

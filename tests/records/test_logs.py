@@ -12,7 +12,9 @@ from orchestrator.records import tracking
 from orchestrator.records.ledger import Ledger
 from orchestrator.records.logs import LogFile, files, folder_of, places
 from orchestrator.records.tracking.logs import LARGEST, send_logs, stored_logs
+from orchestrator.storage import below, write_file
 from tests.records.conftest import Record
+from tests.s3 import bucket
 
 
 def write(folder: Path, **content: str) -> Path:
@@ -47,6 +49,20 @@ def test_output_lies_beside_the_ledger_and_a_cluster_s_nodes_copy_it_to_the_stor
     assert places(home, launch, 3) == [str(home / "logs" / "sweep-1-3"), "s3://bucket/all/sweep-1-3"]
     launch.experiment["storage"] = {"path": "/shared"}
     assert len(places(home, launch, 3)) == 1
+
+
+def test_in_a_bucket_that_is_named_with_options_a_file_has_its_own_name_here_and_in_mlflow(
+    run_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, run_id = run_of
+    with bucket() as s3:
+        for name, value in s3.env.items():
+            monkeypatch.setenv(name, value)
+        place = below(s3.uri, "run")
+        write_file(place, "rank-0.log", b"said\n")
+        assert [(file.path, file.content) for file in files(place)] == [(below(place, "rank-0.log"), b"said\n")]
+        send_logs(client, run_id, [place])
+    assert [file.content for file in stored_logs(client, run_id)] == [b"said\n"]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 import threading
 import time
@@ -11,10 +12,12 @@ import pytest
 
 from orchestrator.errors import Failed
 from orchestrator.records.ledger import Launch, Ledger
-from orchestrator.records.mirror import NAME, Mirror, mirror, mirror_of, restore
+from orchestrator.records.mirror import NAME, Mirror, forget, mirror, mirror_of, mirrored, restore
 from tests.s3 import bucket
 
 LAUNCH = Launch("20260101-000000-aaaa", "sweep", "digits", {}, "val_loss", "min", "f" * 16, "/nowhere")
+LATER = dataclasses.replace(LAUNCH, id="20260102-000000-aaaa")
+COPY = f"{LAUNCH.id}.sqlite"
 
 
 def pairs(path: Path) -> tuple[int, int]:
@@ -45,8 +48,8 @@ def test_a_copy_taken_while_another_connection_writes_is_one_consistent_state(tm
     try:
         counts = []
         for place in range(20):
-            mirror(ledger, str(tmp_path / f"copy{place}"))
-            counts.append(pairs(tmp_path / f"copy{place}" / NAME))
+            mirror(ledger, str(tmp_path / f"copy{place}"), LAUNCH.id)
+            counts.append(pairs(tmp_path / f"copy{place}" / COPY))
     finally:
         ended.set()
         writer.join()
@@ -58,34 +61,48 @@ def test_a_copy_taken_while_another_connection_writes_is_one_consistent_state(tm
 def test_a_restored_ledger_says_what_the_first_one_said(tmp_path: Path) -> None:
     first = Ledger(tmp_path / "here")
     first.launch(LAUNCH)
-    uri = mirror_of(f"file://{tmp_path}/shared/", "digits")
-    mirror(first.path, uri)
-    assert (tmp_path / "shared" / "ledgers" / "digits" / NAME).is_file()
-    assert restore(uri, tmp_path / "there") is True
+    uri = mirror_of(f"file://{tmp_path}/shared/", "digits", "sweep")
+    mirror(first.path, uri, LAUNCH.id)
+    assert (tmp_path / "shared" / "ledgers" / "digits" / "sweep" / COPY).is_file()
+    assert restore(uri, tmp_path / "there", LAUNCH.id) is True
     second = Ledger(tmp_path / "there")
     assert second.find(LAUNCH.id) == LAUNCH
     assert second.entries() == first.entries()
 
 
+def test_a_launch_of_the_same_name_from_another_folder_leaves_the_copies_of_the_others(tmp_path: Path) -> None:
+    uri = mirror_of(str(tmp_path / "shared"), "digits", "sweep")
+    for folder, launch in (("second", LATER), ("first", LAUNCH)):
+        ledger = Ledger(tmp_path / folder)
+        ledger.launch(launch)
+        mirror(ledger.path, uri, launch.id)
+    assert mirrored(uri) == [LAUNCH.id, LATER.id]
+    assert restore(uri, tmp_path / "there", LAUNCH.id) is True
+    assert Ledger(tmp_path / "there").launches() == [LAUNCH.id]
+    forget(uri, LAUNCH.id)
+    assert mirrored(uri) == [LATER.id]
+
+
 def test_a_ledger_that_is_there_is_never_replaced_by_the_mirror(tmp_path: Path) -> None:
     old = Ledger(tmp_path / "old")
-    mirror(old.path, str(tmp_path / "shared"))
+    mirror(old.path, str(tmp_path / "shared"), LAUNCH.id)
     new = Ledger(tmp_path / "new")
     new.launch(LAUNCH)
-    assert restore(str(tmp_path / "shared"), tmp_path / "new") is False
+    assert restore(str(tmp_path / "shared"), tmp_path / "new", LAUNCH.id) is False
     assert new.launches() == [LAUNCH.id]
 
 
 def test_without_a_mirror_nothing_is_restored_and_nothing_is_made(tmp_path: Path) -> None:
-    assert restore(str(tmp_path / "nowhere"), tmp_path / "here") is False
+    assert mirrored(str(tmp_path / "nowhere")) == []
+    assert restore(str(tmp_path / "nowhere"), tmp_path / "here", LAUNCH.id) is False
     assert not (tmp_path / "here").exists()
 
 
 def test_a_mirror_that_fails_leaves_the_one_before_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(tmp_path / "here")
     shared = tmp_path / "shared"
-    mirror(ledger.path, str(shared))
-    before = (shared / NAME).read_bytes()
+    mirror(ledger.path, str(shared), LAUNCH.id)
+    before = (shared / COPY).read_bytes()
     ledger.launch(LAUNCH)
 
     def full(*given: object) -> None:
@@ -93,25 +110,25 @@ def test_a_mirror_that_fails_leaves_the_one_before_and_nothing_beside_it(tmp_pat
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(Failed, match=f"^the ledger can't be mirrored to '{shared}': No space left on device$"):
-        mirror(ledger.path, str(shared))
-    assert (shared / NAME).read_bytes() == before
-    assert [path.name for path in shared.iterdir()] == [NAME]
+        mirror(ledger.path, str(shared), LAUNCH.id)
+    assert (shared / COPY).read_bytes() == before
+    assert [path.name for path in shared.iterdir()] == [COPY]
 
 
 def test_a_damaged_mirror_is_noticed_and_not_taken(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
-    mirror(Ledger(tmp_path / "here").path, str(shared))
-    content = (shared / NAME).read_bytes()
-    (shared / NAME).write_bytes(content[: len(content) // 2])
+    mirror(Ledger(tmp_path / "here").path, str(shared), LAUNCH.id)
+    content = (shared / COPY).read_bytes()
+    (shared / COPY).write_bytes(content[: len(content) // 2])
     with pytest.raises(Failed, match="can't be restored"):
-        restore(str(shared), tmp_path / "there")
+        restore(str(shared), tmp_path / "there", LAUNCH.id)
     assert list((tmp_path / "there").iterdir()) == []
 
 
 def test_the_background_mirror_follows_the_ledger_and_sends_the_rest_when_it_ends(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "here")
-    copy = tmp_path / "shared" / NAME
-    background = Mirror(tmp_path / "here", str(tmp_path / "shared"), every_s=0.05)
+    copy = tmp_path / "shared" / COPY
+    background = Mirror(tmp_path / "here", str(tmp_path / "shared"), LAUNCH.id, every_s=0.05)
     background.start()
     deadline = time.monotonic() + 60
     while not copy.exists():
@@ -119,14 +136,14 @@ def test_the_background_mirror_follows_the_ledger_and_sends_the_rest_when_it_end
         time.sleep(0.01)
     ledger.launch(LAUNCH)
     assert background.stop() is None
-    restore(str(tmp_path / "shared"), tmp_path / "there")
+    restore(str(tmp_path / "shared"), tmp_path / "there", LAUNCH.id)
     assert Ledger(tmp_path / "there").launches() == [LAUNCH.id]
 
 
 def test_a_place_that_takes_nothing_is_said_and_does_not_end_the_command(tmp_path: Path) -> None:
     Ledger(tmp_path / "here")
     (tmp_path / "file").write_text("")
-    background = Mirror(tmp_path / "here", str(tmp_path / "file" / "below"), every_s=0.05)
+    background = Mirror(tmp_path / "here", str(tmp_path / "file" / "below"), LAUNCH.id, every_s=0.05)
     background.start()
     assert "can't be mirrored" in str(background.stop())
 
@@ -137,15 +154,16 @@ def test_a_bucket_named_with_options_holds_a_copy_too(tmp_path: Path, monkeypatc
     with bucket() as s3:
         for name, value in s3.env.items():
             monkeypatch.setenv(name, value)
-        uri = mirror_of(s3.uri, "digits")
-        assert restore(uri, tmp_path / "there") is False
-        mirror(ledger.path, uri)
-        assert s3.names() == ["checkpoints/ledgers/digits/ledger.sqlite"]
-        assert restore(uri, tmp_path / "there") is True
+        uri = mirror_of(s3.uri, "digits", "sweep")
+        assert restore(uri, tmp_path / "there", LAUNCH.id) is False
+        mirror(ledger.path, uri, LAUNCH.id)
+        assert s3.names() == [f"checkpoints/ledgers/digits/sweep/{COPY}"]
+        assert mirrored(uri) == [LAUNCH.id]
+        assert restore(uri, tmp_path / "there", LAUNCH.id) is True
     assert Ledger(tmp_path / "there").launches() == [LAUNCH.id]
 
 
 def test_the_copy_lies_below_the_place_of_the_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert mirror_of("~/kept/", "digits") == f"{tmp_path}/kept/ledgers/digits"
-    assert mirror_of("s3://bucket/kept/?scheme=http", "digits") == "s3://bucket/kept/ledgers/digits?scheme=http"
+    assert mirror_of("~/kept/", "digits", "train") == f"{tmp_path}/kept/ledgers/digits/train"
+    assert mirror_of("s3://bucket/kept/?scheme=http", "digits", "sweep") == "s3://bucket/kept/ledgers/digits/sweep?scheme=http"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,18 @@ def test_tags_say_where_a_run_came_from(record: Record) -> None:
         "orchestrator.nodes": '["here"]',
     }
     assert {name: tags.get(name) for name in expected} == expected
+
+
+def test_the_world_size_is_the_one_that_a_run_ended_with(begin: Record, ledger: Ledger) -> None:
+    launch = begin("train-1", "train")
+    started, *rest, ended = events(None, ("finished", None, None))
+    started = dataclasses.replace(started, env={"executor": "ddp", "world_size": 4})  # type: ignore[call-arg]
+    ledger.append(launch.id, [started, *rest])
+    sync(HOME)
+    assert runs()["train-1/parent"].data.tags["orchestrator.world_size"] == "4"
+    ledger.append(launch.id, [dataclasses.replace(ended, nodes=("here", "there"))])  # type: ignore[call-arg]
+    sync(HOME)
+    assert runs()["train-1/parent"].data.tags["orchestrator.world_size"] == "2"
 
 
 def test_every_run_names_its_data_set_once(record: Record) -> None:

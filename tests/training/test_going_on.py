@@ -316,19 +316,40 @@ def test_notes_survive_the_ledger() -> None:
     assert from_plain(kind, data | {"notes": list(data["notes"])}) == event
 
 
-def test_with_another_number_of_workers_a_run_goes_on_inexactly_and_says_so(make_job: MakeJob) -> None:
-    """What two ranks saved in the middle of an epoch, for one."""
+FEWER = "resumed with 1 workers instead of 2: from here not bit for bit"
+
+
+@pytest.fixture
+def of_two(make_job: MakeJob) -> Job:
+    """A job with what two ranks saved in the middle of an epoch, for one; as a version before this one wrote it."""
     job = make_job(*LONG)
     finish(job, before_step(14))
-    state = checkpoint.load(job.checkpoints)
-    [own] = state["ranks"]  # type: ignore[index]
-    state["ranks"] = [own | {"loss": own["loss"] / 2, "rows": 20}, own | {"loss": own["loss"] / 2, "rows": 16}]  # type: ignore[index]
+    state: Any = checkpoint.load(job.checkpoints)
+    [own] = state["ranks"]
+    state["ranks"] = [own | {"loss": own["loss"] / 2, "rows": 20}, own | {"loss": own["loss"] / 2, "rows": 16}]
+    del state["notes"]
     writer = checkpoint.Writer(job.checkpoints, 1)
     writer.save(state)
     writer.flush()
-    events = finish(resumed(job))
+    return job
+
+
+def test_with_another_number_of_workers_a_run_goes_on_inexactly_and_says_so(of_two: Job) -> None:
+    events = finish(resumed(of_two))
     assert [e.epoch for e in events[:-1]] == [1, 2, 3]
-    assert (events[-1].state, events[-1].notes) == ("finished", ("resumed with 1 workers instead of 2: from here not bit for bit",))
+    assert (events[-1].state, events[-1].notes) == ("finished", (FEWER,))
+
+
+def test_what_is_to_be_known_of_a_run_is_said_at_its_end_whichever_start_it_is_of(of_two: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert finish(resumed(of_two), before_step(3))[-1].notes == (FEWER,)
+    assert f"note: {FEWER}\n" in capsys.readouterr().err
+    spoil(Path(of_two.checkpoints) / "checkpoint-3.safetensors", "flipped")  # the same start once more, from the state of before
+    again = finish(resumed(of_two), before_step(3))[-1].notes
+    assert (len(again), again[-1]) == (2, FEWER)
+    capsys.readouterr()
+    ended = finish(resumed(of_two))[-1]
+    assert (ended.state, ended.notes) == ("finished", again)
+    assert "note: " not in capsys.readouterr().err, "it is news no more"
 
 
 def test_a_run_on_a_full_disk_is_interrupted_and_goes_on_once_there_is_room(make_job: MakeJob, small_disk: Path) -> None:  # noqa: F811

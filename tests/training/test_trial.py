@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from orchestrator.events import EpochEnded, RunEnded
-from orchestrator.training import checkpoint, pauses, trial
+from orchestrator.training import checkpoint, failure, pauses, trial
 from orchestrator.training.loop import Training
 from orchestrator.training.trial import Job, best_weights, one_line, run
 from tests.conftest import MakeJob
@@ -125,6 +125,14 @@ def test_the_whole_trace_of_a_failed_run_lies_beside_its_checkpoint(make_job: Ma
     text = Path(trace).read_text()
     assert "Traceback (most recent call last)" in text
     assert "a sentence\nof two lines" in text
+
+
+def test_the_trace_in_a_bucket_is_named_before_the_options_of_its_uri(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, str]] = []
+    monkeypatch.setattr(failure, "write_file", lambda uri, name, content: written.append((uri, name)))
+    uri = "s3://bucket/run?scheme=http"
+    assert failure.keep_trace(uri, 0, ValueError("no")) == "s3://bucket/run/error.txt?scheme=http"
+    assert written == [(uri, "error.txt")]
 
 
 def test_a_loss_that_is_no_number_fails_the_run_with_a_sentence(make_job: MakeJob) -> None:

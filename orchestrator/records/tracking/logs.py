@@ -24,7 +24,7 @@ def send_logs(client: Any, run_id: str, places: Sequence[str]) -> None:
         with contextlib.suppress(Failed):  # a storage that doesn't answer must hold no metric up
             found = files(place, LARGEST)
         for file in found:
-            client.log_text(run_id, without_secrets(file.content.decode(errors="replace")), f"{FOLDER}/{Path(file.path).name}")
+            client.log_text(run_id, without_secrets(file.content.decode(errors="replace")), f"{FOLDER}/rank-{file.rank}.log")
         if found:
             return
 

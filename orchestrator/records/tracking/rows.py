@@ -67,6 +67,7 @@ def _result_tags(ledger: Ledger, launch: Launch, trial: int | None, data: dict[s
         "orchestrator.error": data["error"] or "",
         "orchestrator.trace": data["trace"] or "",
         "orchestrator.nodes": json.dumps(data["nodes"]),
+        "orchestrator.world_size": str(len(data["nodes"]) or ""),  # what it had at its end; of a start, the most
         "orchestrator.wall_s": str(result.wall_s),
         "orchestrator.epochs": str(result.epochs),
         "orchestrator.best": json.dumps(result.best.__dict__) if result.best else "",

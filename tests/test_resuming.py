@@ -1,0 +1,77 @@
+"""Which launch `--resume` means where the folder that began it is gone, and all there is are the copies in `storage.path`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.asking import Asked
+from orchestrator.beside import Beside
+from orchestrator.errors import Refused
+from orchestrator.experiment.plan import Command
+from orchestrator.records.ledger import Launch, Ledger
+from orchestrator.resuming import NEWEST, earlier
+from pipelines.prepare import Prepared
+from tests.conftest import MakeExperiment
+
+OLD, NEW, TRAIN = "20260101-000000-aaaa", "20260102-000000-bbbb", "20260103-000000-cccc"
+Elsewhere = Callable[[str, Command], None]
+
+
+@pytest.fixture
+def asked(prepared: Prepared, make_experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """An experiment with a storage, asked in an empty folder."""
+    (tmp_path / "head").mkdir()
+    monkeypatch.chdir(tmp_path / "head")
+    return Asked(tmp_path / "corners.yaml", make_experiment(f"storage.path={tmp_path}/shared"), prepared, tmp_path)
+
+
+@pytest.fixture
+def elsewhere(asked: Asked, tmp_path: Path) -> Elsewhere:
+    """Begin a launch in a folder of its own, which is mirrored."""
+
+    def made(name: str, command: Command) -> None:
+        experiment, home = asked.experiment, tmp_path / name
+        fingerprint = asked.prepared.fingerprint
+        launch = Launch(name, command, experiment.name, experiment.plain(), experiment.metric, experiment.mode, fingerprint, str(tmp_path))
+        ledger, beside = Ledger(home), Beside(home, experiment)
+        ledger.launch(launch)
+        beside.follow(ledger, launch)
+        assert beside.mirror is not None
+        assert beside.mirror.stop() is None
+        ledger.close()
+
+    return made
+
+
+@pytest.fixture
+def three(elsewhere: Elsewhere) -> None:
+    """Two sweeps and a newer run of train, of one name and three folders; the older sweep is mirrored last."""
+    elsewhere(NEW, "sweep")
+    elsewhere(TRAIN, "train")
+    elsewhere(OLD, "sweep")
+
+
+@pytest.mark.usefixtures("three")
+@pytest.mark.parametrize(
+    ("command", "which", "meant"), [("sweep", NEWEST, NEW), ("train", NEWEST, TRAIN), ("sweep", OLD, OLD)], ids=["sweep", "train", "by id"]
+)
+def test_a_folder_without_a_ledger_takes_that_of_the_newest_launch_of_the_command_or_of_the_one_that_is_named(
+    asked: Asked, command: Command, which: str, meant: str
+) -> None:
+    assert earlier(command, asked, which).id == meant
+    assert Ledger(Path.cwd() / ".orchestrator").launches() == [meant]
+
+
+@pytest.mark.usefixtures("three")
+def test_one_that_is_not_there_is_refused_with_those_that_are(asked: Asked) -> None:
+    with pytest.raises(Refused, match=f"there is no train '{NEW}' of this experiment; the newest are: {TRAIN}$"):
+        earlier("train", asked, NEW)
+    assert not (Path.cwd() / ".orchestrator").exists()
+
+
+def test_where_nothing_was_mirrored_there_is_nothing_to_go_on_with(asked: Asked) -> None:
+    with pytest.raises(Refused, match="there is no sweep of 'corners' in "):
+        earlier("sweep", asked, NEWEST)
