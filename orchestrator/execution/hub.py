@@ -16,6 +16,7 @@ from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, judge
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.messages import Answer, Heard, Hung, Rank, State
+from orchestrator.training.output import with_output
 from orchestrator.training.trial import Job
 
 PAUSE_S = 60.0  # for a step, or an evaluation, and a checkpoint
@@ -173,7 +174,8 @@ class Hub:
             return
         sentence = judge(work.past, cause, says)
         if sentence.error is not None:
-            self._ended(gang, RunEnded(work.job.trial, "failed", int(time.time() * 1000), error=sentence.error))
+            error = with_output(sentence.error, work.job.logs, len(self.gangs[gang].ranks))
+            self._ended(gang, RunEnded(work.job.trial, "failed", int(time.time() * 1000), error=error))
             return
         elsewhere_at = time.monotonic() + ELSEWHERE_S
         self.waiting.insert(0, _Work(work.slot, dataclasses.replace(work.job, resume=True), sentence.past, gang, elsewhere_at))
