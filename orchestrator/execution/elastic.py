@@ -42,15 +42,18 @@ class LivePolicy(ElasticScalingPolicy):  # type: ignore[misc]
         """More ranks, or fewer, or no change."""
         self.held = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
         self.nodes = frozenset(self.held)
-        return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        return self._decided(super().make_decision_for_running_worker_group(worker_group_state, worker_group_status))
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         """How many ranks to start, once it is known of each node where ranks were whether it lives."""
-        decision = super().make_decision_for_non_running_worker_group() if self._known() else NoopDecision()
+        decision = self._decided(super().make_decision_for_non_running_worker_group() if self._known() else NoopDecision())
         if isinstance(decision, NoopDecision):
             time.sleep(NOTHING_S)  # it is asked again at once
-        else:
-            self.held = Counter()  # they are ended first
+        return decision
+
+    def _decided(self, decision: Any) -> Any:
+        if not isinstance(decision, NoopDecision):
+            self.held = Counter()  # they are ended before others start
         return decision
 
     def _known(self) -> bool:

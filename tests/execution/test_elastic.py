@@ -1,0 +1,70 @@
+"""How many ranks an elastic gang starts with: what is free, on nodes that live and stay, and what its own ranks hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import ray
+from ray.train import ScalingConfig
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision
+
+from orchestrator.execution import elastic
+from orchestrator.execution.elastic import LivePolicy
+
+HAS = {"a": {"CPU": 2.0}, "b": {"CPU": 2.0}}
+
+
+@pytest.fixture
+def policy(monkeypatch: pytest.MonkeyPatch) -> LivePolicy:
+    monkeypatch.setattr(elastic, "NOTHING_S", 0)
+    return LivePolicy(ScalingConfig(num_workers=(2, 4), resources_per_worker={"CPU": 1}))
+
+
+def nodes(monkeypatch: pytest.MonkeyPatch, free: dict[str, float], dead: str = "", leaves: str = "") -> None:
+    class State:
+        def get_draining_nodes(self) -> dict[str, int]:
+            return {leaves: 0} if leaves else {}
+
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": node, "Alive": node != dead} for node in HAS])
+    monkeypatch.setattr(ray._private.state, "state", State())
+    monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: {n: {"CPU": cpus} for n, cpus in free.items()})
+
+
+@pytest.mark.parametrize(
+    ("free", "held", "gone", "ranks"),
+    [
+        ({"a": 2, "b": 2}, {}, {}, 4),
+        ({"a": 2, "b": 1}, {}, {}, 3),  # another job holds one
+        ({"a": 2}, {}, {}, 2),  # a node on which nothing is free isn't named
+        ({"a": 1}, {"a": 1, "b": 2}, {}, 4),  # its own ranks make room for themselves
+        ({"a": 0.5}, {"a": 1, "b": 1}, {}, 2),
+        ({"a": 2, "b": 2}, {"b": 2}, {"dead": "b"}, 2),
+        ({"a": 2, "b": 2}, {}, {"leaves": "a"}, 2),
+    ],
+)
+def test_there_is_room_for_what_is_free_and_what_its_own_ranks_hold_on_nodes_that_stay(
+    monkeypatch: pytest.MonkeyPatch, policy: LivePolicy, free: Any, held: Any, gone: Any, ranks: int
+) -> None:
+    nodes(monkeypatch, free, **gone)
+    policy.held = Counter(held)
+    assert policy._count_possible_workers(HAS) == ranks
+
+
+def test_it_starts_when_it_is_known_that_the_nodes_of_its_ranks_live_and_counts_ended_ranks_no_more(
+    monkeypatch: pytest.MonkeyPatch, policy: LivePolicy
+) -> None:
+    nodes(monkeypatch, {"a": 1, "b": 0})
+    answered: list[str] = []
+    monkeypatch.setattr(elastic, "on_node", lambda node, function: node)
+    monkeypatch.setattr(ray, "wait", lambda asked, num_returns, timeout: (answered, []))
+    monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(policy, "_get_reserved_resources", lambda: HAS)
+    policy.held, policy.nodes = Counter({"a": 1, "b": 2}), frozenset({"a", "b"})
+    assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+    answered += ["a", "b"]
+    decision = policy.make_decision_for_non_running_worker_group()
+    assert isinstance(decision, ResizeDecision)
+    assert decision.num_workers == 4
+    assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision), "one is free, and two are the fewest"
