@@ -65,6 +65,19 @@ def _own_folder(base: Path) -> Path:
 
 
 @contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that is started here listens on 127.0.0.1 only, as it does on macOS and Windows: elsewhere it listens on every interface."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
     """ray.init puts a SIGTERM handler of its own in place of the program's; the program's comes back."""
     before = signal.getsignal(signal.SIGTERM)
@@ -80,16 +93,17 @@ def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None
     # Ray starts its workers through a shell and doesn't quote the interpreter's path (ray/_private/runtime_env/context.py)
     interpreter = {"py_executable": shlex.quote(sys.executable)} if " " in sys.executable else {}
     try:
-        ray.init(
-            address="local",
-            num_cpus=int(cpus),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=40,
-            _temp_dir=str(folder),
-            runtime_env={**environment, **interpreter},
-        )
+        with _on_loopback():
+            ray.init(
+                address="local",
+                num_cpus=int(cpus),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=40,
+                _temp_dir=str(folder),
+                runtime_env={**environment, **interpreter},
+            )
     except Exception as error:  # a raylet that isn't up after 30 s is a plain Exception of Ray's
         raise ClusterError(f"Ray can't be started here: {' '.join(str(error).split())[:300]}") from None
     token = Path.home() / ".ray" / "auth_token"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -77,6 +78,21 @@ class TestPool(ExecutorContract):
         finish(Inline(), here)
         finish(executor, there)
         assert same(checkpoint.load(here.checkpoints)["weights"], checkpoint.load(there.checkpoints)["weights"])
+
+    def test_a_ray_that_is_started_here_listens_on_this_machine_only(self, local_ray: Found) -> None:
+        import ray
+
+        port = int(ray.get_runtime_context().gcs_address.rpartition(":")[2])
+        assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+            try:
+                asked.connect(("192.0.2.1", 9))  # sends nothing: which address would it be sent from?
+            except OSError:
+                pytest.skip("this machine has no address but loopback's")
+            own = asked.getsockname()[0]
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection((own, port), 5).close()
 
     def test_workers_import_neither_mlflow_nor_what_is_not_theirs(self, executor: Pool, job: MakeJob) -> None:
         finish(executor, job(1))
