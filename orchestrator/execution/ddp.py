@@ -37,6 +37,7 @@ from orchestrator.training.trial import Job
 TIMEOUT_S = 600.0
 RESIZE_S = 60.0  # a gang that grows starts anew, which costs 10 to 20 s
 ABORT_S = 8.0  # Ray Train gives the ranks 5 s to shut down
+RETURN_S = 6.0  # Ray Train looks every half second, and ends the ranks' processes
 ENDING_S = 30.0  # for a task that ends a rank on its node
 
 
@@ -136,20 +137,20 @@ class Gangs:
         """Ask the runs under way for a checkpoint, wait so long for it, end the gangs with everything that Ray Train started."""
         self._closed = True
         try:
-            if grace_s > 0 and self.running and not self._deaf:
+            if grace_s > 0 and not self._deaf:
                 self._stop_all(time.monotonic() + grace_s)
         finally:
             self.leaving.close()
             with contextlib.suppress(Exception):  # the newest of Ray Train's actors
                 if not self._deaf:
                     self._listen(0)
-            self._end_gangs(self.heard.gangs)
+            self._abort([gang for gang, thread in zip(self.heard.gangs, self.threads, strict=False) if thread.is_alive()])
             ray.kill(self.hub)
             for thread in self.threads:
                 thread.join(0 if self._lost else 30 if self._deaf else 10)
             self.folder.cleanup()
 
-    def _end_gangs(self, gangs: list[State]) -> None:
+    def _abort(self, gangs: list[State]) -> None:
         """As Ray Train ends a run at Ctrl-C: ranks, placement group, its cleaner. After a mere kill the last two would stay."""
         controls = [gang.control for gang in gangs if gang.control is not None]
         if controls and not self._lost:
@@ -220,13 +221,16 @@ class Gangs:
         )
 
     def _stop_all(self, deadline: float) -> None:
-        """Every run under way writes its checkpoint, or the time is up."""
+        """Every run under way writes its checkpoint, or the time is up; then the gangs return, for which they get some seconds."""
         self.hub.close.remote()
         while any(gang.up and gang.slot in self.running for gang in self.heard.gangs) and (rest := deadline - time.monotonic()) > 0:
             self._listen(min(rest, LOOK_EVERY_S))
             for slot, event in self.heard.events:
                 if isinstance(event, RunEnded):
                     self.running.pop(slot, None)
+        until = time.monotonic() + RETURN_S
+        for thread in self.threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
 
 def _line(error: Exception) -> str:

@@ -24,7 +24,11 @@ STOP_EVERY_S = 0.5  # a look whether to stop costs as much as a short step
 
 
 class Leave(RuntimeError):
-    """This process ends, as it was told: its gang starts again elsewhere, or not at all."""
+    """This process ends, as it was told: its gang starts anew."""
+
+
+class End(Exception):
+    """This gang ends."""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -50,10 +54,12 @@ class _Member:
         self.asked = [self.hub.stop_asked.remote(self.gang)] if self.me.rank == 0 else []
 
     def run(self) -> None:
-        """One trial after the other. Raises where Ray Train is to end the other ranks and to start the group anew."""
+        """One trial after the other, until the gang ends. Raises where Ray Train is to end the other ranks and to start the group anew."""
         try:
             while True:
                 self._trial(self._ask(lambda: self.hub.next.remote(self.gang, self.wait_s)))
+        except End:
+            return
         except PeerLost as lost:
             ray.get(self.hub.lost.remote(self.gang, self.me, str(lost)))
             raise
@@ -67,7 +73,7 @@ class _Member:
             report = partial(self.hub.report.remote, self.gang, event, self.wait_s)
             try:
                 go_on = self._ask(report, again=lambda: self.hub.answer.remote(self.gang, self.wait_s))
-            except Leave:
+            except (Leave, End):
                 steps.close()  # which writes its checkpoint
                 if self.me.rank == 0:
                     ray.get(self.hub.report.remote(self.gang, RunEnded(job.trial, "interrupted", event.at_ms), 0))
@@ -88,12 +94,14 @@ class _Member:
         return bool(ray.wait(self.asked, timeout=0)[0])
 
     def _ask(self, question: Callable[[], Any], again: Callable[[], Any] | None = None) -> Any:
-        """What rank 0 is answered, on every rank; `again`: how to ask after WAIT. Raises Leave, on every rank too."""
+        """What rank 0 is answered, on every rank; `again`: how to ask after WAIT. Raises Leave or End, on every rank too."""
         answer = self._share(question)
         while answer is Answer.WAIT:
             answer = self._share(again or question)
         if answer is Answer.LEAVE:
-            raise Leave("this gang moves, or ends")
+            raise Leave("this gang moves, or changes its size")
+        if answer is Answer.END:
+            raise End
         return answer
 
     def _share(self, question: Callable[[], Any]) -> Any:

@@ -93,12 +93,12 @@ class Hub:
         self._changed()
 
     async def close(self) -> None:
-        """Every gang at work is to write a checkpoint and end; none begins a job any more."""
+        """Every gang is to write a checkpoint and end, those that start now too."""
         self.closing = True
         for gang in self.gangs:
             gang.moving = False
-            if gang.work is not None:
-                gang.stop.set()
+            gang.stop.set()
+        self._changed()
 
     async def settled(self, gang: int) -> None:
         """The ranks that hang have been ended."""
@@ -124,6 +124,8 @@ class Hub:
         if rank.rank == 0:
             found.stop.set()  # who waited for it is gone
             found.stop, found.left, found.dealt, found.moving = asyncio.Event(), asyncio.Event(), asyncio.Event(), False
+            if self.closing:
+                found.stop.set()
 
     async def stop_asked(self, gang: int) -> bool:
         """Answers when the gang is to stop."""
@@ -147,8 +149,6 @@ class Hub:
 
     def _taken(self, gang: int) -> _Work | None:
         """The job that a gang begins now, or goes on with."""
-        if self.closing:
-            return None
         found, now = self.gangs[gang], time.monotonic()
         beside = [g for g in self.gangs if g.is_beside(found)]
         at_work = [g.work for g in beside if g.work is not None]
@@ -165,7 +165,11 @@ class Hub:
     def _leave(self, found: _Gang) -> Answer:
         """To ranks that have nothing more to write."""
         found.left.set()
-        return Answer.LEAVE
+        return self._stopped
+
+    @property
+    def _stopped(self) -> Answer:
+        return Answer.END if self.closing else Answer.LEAVE
 
     def _again(self, gang: int, cause: Cause, says: str) -> None:
         """The unfinished job of ranks that died, were moved, or became more or fewer: it waits before the others, or has failed."""
@@ -183,10 +187,10 @@ class Hub:
         self._changed()
 
     async def report(self, gang: int, event: EpochEnded | RunEnded, wait_s: float) -> bool | Answer | None:
-        """An event of a gang, and the verdict on an epoch. A run's end counts once, whichever rank says it; LEAVE: its ranks end too."""
+        """An event of a gang, and the verdict on an epoch. A run's end counts once, whichever rank says it."""
         found = self.gangs[gang]
         if found.work is None or found.work.job.trial != event.trial:
-            return Answer.LEAVE if isinstance(event, EpochEnded) else None
+            return self._stopped if isinstance(event, EpochEnded) else None
         if isinstance(event, EpochEnded):
             found.work.asked = asyncio.get_running_loop().create_future()
             self._tell(found.work.slot, event)
@@ -201,7 +205,7 @@ class Hub:
         found = self.gangs[gang]
         asked = found.work.asked if found.work is not None else None
         if asked is None or found.stop.is_set():
-            return Answer.LEAVE
+            return self._stopped
         stopped: asyncio.Future[bool] = asyncio.ensure_future(found.stop.wait())
         await asyncio.wait([asked, stopped], timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()

@@ -13,7 +13,8 @@ class Answer(Enum):
     """What rank 0 is told instead of a job or a verdict."""
 
     WAIT = "ask again"
-    LEAVE = "write a checkpoint, and end this process"
+    LEAVE = "write a checkpoint, and end this process: the gang starts anew"
+    END = "write a checkpoint, and return: the gang ends"
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,10 @@ def test_a_gang_that_is_closed_leaves_wherever_it_is_and_its_run_has_ended() -> 
         await hub.next(0, 0)
         await hub.report(0, EpochEnded(1, 1, {}, 0), 0)
         await hub.close()
-        assert await hub.answer(0, 9) is Answer.LEAVE
+        assert await hub.answer(0, 9) is Answer.END
         await hub.report(0, RunEnded(1, "interrupted", 0), 0)
         assert [type(event) for event in await told(hub)] == [EpochEnded, RunEnded]
-        assert await hub.next(0, 9) is Answer.LEAVE
+        assert await hub.next(0, 9) is Answer.END
 
     run(case)
 
@@ -253,7 +253,7 @@ def test_who_hangs_is_found_in_a_gang_that_has_fewer_ranks_than_it_had() -> None
     run(case)
 
 
-def test_a_gang_that_starts_while_all_are_closed_gets_no_job() -> None:
+def test_a_gang_that_starts_while_all_are_closed_ends_without_a_job() -> None:
     async def case() -> None:
         hub = Hub(1, 1)
         await hub.submit(0, job(1))
@@ -262,6 +262,6 @@ def test_a_gang_that_starts_while_all_are_closed_gets_no_job() -> None:
         await hub.failed(0, "died", "SIGKILL", True)
         await hub.close()
         await hub.register(0, rank(0))
-        assert await hub.next(0, 0.01) is Answer.WAIT
+        assert await hub.next(0, 9) is Answer.END
 
     run(case)
