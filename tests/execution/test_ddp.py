@@ -116,6 +116,9 @@ class TestGangs(ExecutorContract):
                 gangs.wait()
         finally:
             gangs.close(60)
+            for thread in gangs.threads:  # Ray Train's end, which it comes to by itself; a Ray that is shut down under it is another matter
+                thread.join(240)
+        assert not any(thread.is_alive() for thread in gangs.threads)
 
 
 def rank_of(gangs: Gangs, slot: int, number: int) -> Rank:
