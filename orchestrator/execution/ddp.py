@@ -100,6 +100,8 @@ class Gangs:
                     callbacks=[Telling(self.hub, number)],
                 ),
             ).fit()
+        except SystemExit:  # Ray's own way to end a thread that waits, when this process leaves it
+            return
         except Exception as error:  # whatever Ray Train raises ends this gang, and is said by `wait`
             if not self._closed:
                 self.broken[number] = " ".join(str(error).split())[:500]
