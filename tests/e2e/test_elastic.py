@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import EXPERIMENT, epochs_in_ledger, open_shell, wait_for
 from tests.e2e.nodes import cluster
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 ELASTIC = ("scaling.workers=[1,2]", "scaling.resize_s=2", "training.batch_size=64", "training.epochs=4000")
 
 
