@@ -6,16 +6,17 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import BIN, EXPERIMENT, Shell, Started, epochs_in_ledger, open_shell, wait_for
+from tests.e2e.conftest import BIN, EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
 from tests.e2e.nodes import Nodes, cluster
 
 pytestmark = pytest.mark.slow
+Begin = Callable[..., Started]
 SWEEP = ("sweep.trials=4", "sweep.scheduler=none", "training.batch_size=64")
 GREEDY = '''
 from pathlib import Path
@@ -49,14 +50,13 @@ def three_nodes() -> Iterator[Nodes]:
         yield nodes
 
 
-def started(nodes: Nodes, folder: Path, *words: str) -> tuple[Shell, Started]:
-    """A shell, and a sweep in it whose every slot has begun an epoch."""
-    shell = open_shell(folder)
+def started(nodes: Nodes, shell: Shell, begin: Begin, *words: str) -> Started:
+    """A sweep whose every slot has begun an epoch."""
     shell.env |= nodes.env
-    sweep = shell.start("sweep", EXPERIMENT, *SWEEP, *words, "--address", nodes.address, "--json")
-    wait_for("epochs", lambda: epochs_in_ledger(folder) >= 6 or sweep.process.poll() is not None, 180)
+    sweep = begin("sweep", EXPERIMENT, *SWEEP, *words, "--address", nodes.address, "--json")
+    wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= 6 or sweep.process.poll() is not None, 180)
     assert sweep.process.poll() is None, (sweep.said / "err").read_text()[-2000:]
-    return shell, sweep
+    return sweep
 
 
 def ids(nodes: Nodes) -> list[str]:
@@ -79,8 +79,8 @@ def commands() -> list[list[str]]:
     return [words for words in found if words[0]]
 
 
-def test_trials_move_from_nodes_that_leave_with_notice_and_without(three_nodes: Nodes, tmp_path: Path) -> None:
-    shell, sweep = started(three_nodes, tmp_path, "training.epochs=40")
+def test_trials_move_from_nodes_that_leave_with_notice_and_without(three_nodes: Nodes, shell: Shell, begin: Begin) -> None:
+    sweep = started(three_nodes, shell, begin, "training.epochs=40")
     head, leaves, _ = ids(three_nodes)
     drain = ["drain-node", "--address", three_nodes.address, "--node-id", leaves, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     env = shell.env | three_nodes.env
@@ -101,8 +101,8 @@ def test_trials_move_from_nodes_that_leave_with_notice_and_without(three_nodes: 
     assert len(shell.recorded()) == 5
 
 
-def test_a_head_that_dies_ends_the_sweep_resumable_and_it_says_how(three_nodes: Nodes, tmp_path: Path) -> None:
-    shell, sweep = started(three_nodes, tmp_path, "training.epochs=4000")
+def test_a_head_that_dies_ends_the_sweep_resumable_and_it_says_how(three_nodes: Nodes, shell: Shell, begin: Begin) -> None:
+    sweep = started(three_nodes, shell, begin, "training.epochs=4000")
     three_nodes.kill(0)
     said = sweep.finish(120)
     assert said.code == 130, said.err[-3000:]
@@ -112,8 +112,8 @@ def test_a_head_that_dies_ends_the_sweep_resumable_and_it_says_how(three_nodes: 
     shell.run("sweep", EXPERIMENT, *SWEEP, "training.epochs=4000", "--resume", "budget.wall_s=1", "--json", timeout_s=200)
 
 
-def test_the_death_of_the_control_process_alone_ends_the_sweep_before_ray_ends_the_command(shell: Shell) -> None:
-    sweep = shell.start("sweep", EXPERIMENT, *SWEEP, "training.epochs=4000", "--json")
+def test_the_death_of_the_control_process_alone_ends_the_sweep_before_ray_ends_the_command(shell: Shell, begin: Begin) -> None:
+    sweep = begin("sweep", EXPERIMENT, *SWEEP, "training.epochs=4000", "--json")
     wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= 4 or sweep.process.poll() is not None, 180)
     assert sweep.process.poll() is None, (sweep.said / "err").read_text()[-2000:]
     [gcs] = [

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import EXPERIMENT, epochs_in_ledger, open_shell, wait_for
+from tests.e2e.conftest import EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
 from tests.e2e.nodes import cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 ELASTIC = ("scaling.workers=[1,2]", "scaling.resize_s=2", "training.batch_size=64", "training.epochs=4000")
 
 
-def test_a_run_shrinks_when_a_node_dies_grows_when_one_comes_and_sees_each_row_once(tmp_path: Path) -> None:
-    shell = open_shell(tmp_path)
+def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(shell: Shell, begin: Callable[..., Started], tmp_path: Path) -> None:
 
     def trained(more: int) -> None:
-        """So many epochs were recorded; an epoch in which a row was missed, or seen twice, ends a run as failed."""
+        """So many epochs were recorded; one that saw more rows than there are, or fewer, ends a run as failed."""
         enough = epochs_in_ledger(tmp_path) + more
         wait_for("epochs", lambda: epochs_in_ledger(tmp_path) >= enough or run.process.poll() is not None, 180)
         assert run.process.poll() is None, (run.said / "err").read_text()[-2000:]
@@ -30,7 +30,7 @@ def test_a_run_shrinks_when_a_node_dies_grows_when_one_comes_and_sees_each_row_o
 
     with cluster(nodes=2) as nodes:
         shell.env |= nodes.env
-        run = shell.start("train", EXPERIMENT, *ELASTIC, "--address", nodes.address, "--json")
+        run = begin("train", EXPERIMENT, *ELASTIC, "--address", nodes.address, "--json")
         trained(6)
         nodes.kill(1)
         trained(6)
