@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -11,14 +12,9 @@ import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy, NoopDecision
 
-from orchestrator.execution.worker import on_node
+from orchestrator.execution.watch import refused
 
 NOTHING_S = 0.5
-SEEN_S = 60.0  # by then Ray has seen that a node is dead (15 s by its own settings)
-
-
-def _lives() -> bool:
-    return True
 
 
 class ElasticTrainer(TorchTrainer):  # type: ignore[misc]
@@ -34,19 +30,15 @@ class LivePolicy(ElasticScalingPolicy):  # type: ignore[misc]
     def __init__(self, scaling_config: ray.train.ScalingConfig) -> None:
         super().__init__(scaling_config)
         self.held = Counter[str]()  # ranks on each node
-        self.nodes = frozenset[str]()  # where they were
-        self.asked: list[Any] = []
-        self.asked_at = 0.0
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         """More ranks, or fewer, or no change."""
         self.held = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
-        self.nodes = frozenset(self.held)
         return self._decided(super().make_decision_for_running_worker_group(worker_group_state, worker_group_status))
 
     def make_decision_for_non_running_worker_group(self) -> Any:
-        """How many ranks to start, once it is known of each node where ranks were whether it lives."""
-        decision = self._decided(super().make_decision_for_non_running_worker_group() if self._known() else NoopDecision())
+        """How many ranks to start, or to wait."""
+        decision = self._decided(super().make_decision_for_non_running_worker_group())
         if isinstance(decision, NoopDecision):
             time.sleep(NOTHING_S)  # it is asked again at once
         return decision
@@ -56,23 +48,23 @@ class LivePolicy(ElasticScalingPolicy):  # type: ignore[misc]
             self.held = Counter()  # they are ended before others start
         return decision
 
-    def _known(self) -> bool:
-        if self.nodes:
-            self.asked, self.asked_at = [on_node(node, _lives) for node in self.nodes], time.monotonic()
-            self.nodes = frozenset()
-        if self.asked and time.monotonic() - self.asked_at < SEEN_S:
-            done, _ = ray.wait(self.asked, num_returns=len(self.asked), timeout=0)  # answered, or failed with its node
-            if len(done) < len(self.asked):
-                return False
-        self.asked = []
-        return True
-
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:
-        there = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(ray._private.state.state.get_draining_nodes())
         free, each = ray._private.state.available_resources_per_node(), self.scaling_config._resources_per_worker_not_none
+        there = _nodes_that_stay()
         room = {
             node: {name: min(amount, free.get(node, {}).get(name, 0) + self.held[node] * each.get(name, 0)) for name, amount in has.items()}
             for node, has in reserved_resources.items()
             if node in there
         }
         return int(super()._count_possible_workers(room))
+
+
+def _nodes_that_stay() -> set[str]:
+    """The nodes whose raylet answers, without those that will be taken away: Ray itself takes 15 s to see that a node is dead."""
+    leaving = ray._private.state.state.get_draining_nodes()
+    known = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return {node["NodeID"] for node in known if not refused(_family(node), (node["NodeManagerAddress"], node["NodeManagerPort"]))}
+
+
+def _family(node: Mapping[str, Any]) -> int:
+    return socket.AF_INET6 if ":" in node["NodeManagerAddress"] else socket.AF_INET

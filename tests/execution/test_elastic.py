@@ -22,12 +22,14 @@ def policy(monkeypatch: pytest.MonkeyPatch) -> LivePolicy:
     return LivePolicy(ScalingConfig(num_workers=(2, 4), resources_per_worker={"CPU": 1}))
 
 
-def nodes(monkeypatch: pytest.MonkeyPatch, free: dict[str, float], dead: str = "", leaves: str = "") -> None:
+def nodes(monkeypatch: pytest.MonkeyPatch, free: dict[str, float], dead: str = "", leaves: str = "", silent: str = "") -> None:
     class State:
         def get_draining_nodes(self) -> dict[str, int]:
             return {leaves: 0} if leaves else {}
 
-    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": node, "Alive": node != dead} for node in HAS])
+    known = [{"NodeID": node, "Alive": node != dead, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": node} for node in HAS]
+    monkeypatch.setattr(ray, "nodes", lambda: known)
+    monkeypatch.setattr(elastic, "refused", lambda family, address: address[1] == silent)
     monkeypatch.setattr(ray._private.state, "state", State())
     monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: {n: {"CPU": cpus} for n, cpus in free.items()})
 
@@ -42,6 +44,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch, free: dict[str, float], dead: str = "
         ({"a": 0.5}, {"a": 1, "b": 1}, {}, 2),
         ({"a": 2, "b": 2}, {"b": 2}, {"dead": "b"}, 2),
         ({"a": 2, "b": 2}, {}, {"leaves": "a"}, 2),
+        ({"a": 2, "b": 2}, {"b": 1}, {"silent": "b"}, 2),  # dead, and Ray doesn't know it yet
     ],
 )
 def test_there_is_room_for_what_is_free_and_what_its_own_ranks_hold_on_nodes_that_stay(
@@ -52,18 +55,11 @@ def test_there_is_room_for_what_is_free_and_what_its_own_ranks_hold_on_nodes_tha
     assert policy._count_possible_workers(HAS) == ranks
 
 
-def test_it_starts_when_it_is_known_that_the_nodes_of_its_ranks_live_and_counts_ended_ranks_no_more(
-    monkeypatch: pytest.MonkeyPatch, policy: LivePolicy
-) -> None:
+def test_ended_ranks_count_no_more_once_others_are_to_start(monkeypatch: pytest.MonkeyPatch, policy: LivePolicy) -> None:
     nodes(monkeypatch, {"a": 1, "b": 0})
-    answered: list[str] = []
-    monkeypatch.setattr(elastic, "on_node", lambda node, function: node)
-    monkeypatch.setattr(ray, "wait", lambda asked, num_returns, timeout: (answered, []))
     monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
     monkeypatch.setattr(policy, "_get_reserved_resources", lambda: HAS)
-    policy.held, policy.nodes = Counter({"a": 1, "b": 2}), frozenset({"a", "b"})
-    assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
-    answered += ["a", "b"]
+    policy.held = Counter({"a": 1, "b": 2})
     decision = policy.make_decision_for_non_running_worker_group()
     assert isinstance(decision, ResizeDecision)
     assert decision.num_workers == 4
