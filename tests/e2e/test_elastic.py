@@ -12,8 +12,14 @@ import pytest
 from tests.e2e.conftest import EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
 from tests.e2e.nodes import cluster
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
-ELASTIC = ("scaling.workers=[1,2]", "scaling.resize_s=2", "training.batch_size=64", "training.epochs=4000")
+pytestmark = pytest.mark.slow
+ELASTIC = (
+    "scaling.workers=[1,2]",
+    "scaling.resize_s=2",
+    "training.batch_size=64",
+    "training.epochs=4000",
+    "training.checkpoint_every={epochs: 1}",
+)
 
 
 def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(shell: Shell, begin: Callable[..., Started], tmp_path: Path) -> None:
