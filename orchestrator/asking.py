@@ -15,12 +15,12 @@ from models.family import Family
 from orchestrator import names
 from orchestrator.catalog import catalog
 from orchestrator.deployment.initial import Starts
-from orchestrator.errors import ExperimentError, Note, Problem, Refused
+from orchestrator.errors import ExperimentError, Note, Problem, Refused, shown
 from orchestrator.events import EpochEnded
 from orchestrator.experiment.config import AugmentConfig, Experiment
 from orchestrator.experiment.plan import Command, DataFacts, Plan, Resources, make_plan
 from orchestrator.experiment.read import read
-from orchestrator.records.ledger import Ledger, shown
+from orchestrator.records.ledger import Ledger
 from orchestrator.storage import StorageError
 from orchestrator.training.arrival import Sent
 from orchestrator.training.augment import AugmentError, images_of

@@ -15,13 +15,13 @@ from orchestrator.errors import Failed, Note
 from orchestrator.experiment.file import parse_value
 from orchestrator.records import tracking
 from orchestrator.records.driving import active, is_driven
-from orchestrator.records.folders import delete, size_bytes
 from orchestrator.records.ledger import Ledger
 from orchestrator.records.logs import folder_of as logs_of
 from orchestrator.records.mirror import forget, mirror_of
 from orchestrator.records.retention import going, policy
 from orchestrator.records.tracking import RecordedRun
 from orchestrator.results import Result
+from orchestrator.storage import delete_all, size_bytes
 from orchestrator.training.checkpoint import folder_of, run_key
 
 WAIT_S = 60.0  # for a command that is sending from this ledger
@@ -190,7 +190,7 @@ def _removal(client: Any, ledger: Ledger | None, one: _Run) -> Callable[[], None
         if ledger is not None and one.here:
             ledger.remove(one.run.launch, one.run.result.trial)
         for place in one.places:
-            delete(place)
+            delete_all(place)
         if one.mirror is not None:
             forget(one.mirror, one.run.launch)
         garbage.remove(
@@ -217,7 +217,7 @@ def _data(client: Any, ledger: Ledger | None, gone: Sequence[_Run], needed: Coll
     for fingerprint in dict.fromkeys(one.run.fingerprint for one in gone):
         folder = home() / "data" / fingerprint
         if fingerprint and fingerprint not in used and folder.is_dir() and not garbage.is_used(client, fingerprint, ids):
-            found.append({"fingerprint": fingerprint, "bytes": size_bytes(folder)})
+            found.append({"fingerprint": fingerprint, "bytes": size_bytes(str(folder))})
     return found
 
 
@@ -230,6 +230,6 @@ def _drop_data(fingerprint: str) -> Callable[[], None]:
         folder = home() / "data" / fingerprint
         aside = folder.with_name(f".removing-{fingerprint}")
         folder.rename(aside)  # whoever opens it now finds all of it or nothing
-        delete(aside)
+        delete_all(str(aside))
 
     return work

@@ -11,6 +11,7 @@ OrchestratorError
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -81,3 +82,8 @@ class Lost(Interrupted):
 
 class Note(UserWarning):
     """Something to know beside a result; the command line prints it on stderr."""
+
+
+def shown(text: str) -> str:
+    """A URI, or a text with URIs in it, without user:password@: messages and the ledger are read by others."""
+    return re.sub(r"://[^\s/:@]*(:\S*)?@", "://", text)

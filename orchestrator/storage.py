@@ -1,11 +1,12 @@
-"""Small files at a URI: a folder, or any filesystem of pyarrow; written whole or not at all."""
+"""Files at a URI: a folder, or any filesystem of pyarrow; written whole or not at all, read, counted, deleted."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import secrets
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -13,7 +14,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.fs
 
-from orchestrator.errors import Failed
+from orchestrator.errors import Failed, shown
 
 FAILURES = (OSError, pa.ArrowException, ValueError)
 OBJECTS = ("s3", "gcs", "abfs")  # filesystems without folders, which replace an object as a whole
@@ -99,6 +100,58 @@ def delete(uri: str, name: str) -> None:
         filesystem.delete_file(f"{path}/{name}")
 
 
+def size_bytes(uri: str) -> int:
+    """The bytes of all that lies below a URI; 0 where there is nothing. Raises StorageError if that can't be told now."""
+    try:
+        folder = _folder(uri)
+        if folder is not None:
+            return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
+        filesystem, path = _filesystem(uri)
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True, allow_not_found=True))
+        return sum(info.size or 0 for info in found if info.is_file)
+    except FAILURES as error:
+        raise _failure("look at", uri, error) from None
+
+
+def delete_all(uri: str) -> None:
+    """Delete a URI with all below it, if it is there. Raises StorageError where something can't be deleted."""
+    try:
+        folder = _folder(uri)
+        if folder is not None:
+            if folder.exists():
+                shutil.rmtree(folder)
+            return
+        filesystem, path = _filesystem(uri)
+        if filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound:
+            filesystem.delete_dir(path)
+    except FAILURES as error:
+        raise _failure("remove", uri, error) from None
+
+
+def read_end(uri: str, name: str, largest: int | None) -> tuple[bytes, int]:
+    """(the last `largest` bytes of uri/name, how many are before them); of a file that isn't there nothing. Raises StorageError."""
+    opened = open_file(uri, name)
+    if opened is None:
+        return b"", 0
+    try:
+        with opened:
+            opened.seek(0, os.SEEK_END)
+            cut = 0 if largest is None else max(0, opened.tell() - largest)
+            opened.seek(cut)
+            return bytes(opened.read()), cut
+    except FAILURES as error:
+        raise _failure("read", below(uri, name), error) from None
+
+
+def pieces(opened: Any, uri: str, name: str, size: int) -> Iterator[bytes]:
+    """The content of an open file, in pieces of so many bytes. Raises StorageError if it breaks off."""
+    try:
+        while piece := opened.read(size):
+            yield piece
+    except FAILURES as error:
+        raise _failure("read", below(uri, name), error) from None
+
+
 def _folder(uri: str) -> Path | None:
     """The folder that a URI is, if it is one."""
     if uri.startswith("file://"):
@@ -161,4 +214,4 @@ def _put(filesystem: Any, path: str, buffers: Iterable[Any]) -> None:
 
 def _failure(verb: str, place: str, error: BaseException) -> StorageError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-    return StorageError(f"can't {verb} '{place}': {reason}", reason)
+    return StorageError(f"can't {verb} '{shown(place)}': {shown(reason)}", shown(reason))

@@ -142,3 +142,35 @@ def test_an_object_whose_new_content_did_not_arrive_stays(monkeypatch: pytest.Mo
     with pytest.raises(StorageError, match="can't write 's3://bucket/a': the connection was cut"):
         write_file("s3://bucket", "a", b"new")
     assert store.objects == {"bucket/a": b"old"}
+
+
+def test_of_a_file_the_end_is_read_and_what_is_before_it_counted(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(b"0123456789")
+    assert storage.read_end(str(tmp_path), "log", 4) == (b"6789", 6)
+    assert storage.read_end(tmp_path.as_uri(), "log", None) == (b"0123456789", 0)
+    assert storage.read_end(str(tmp_path), "nothing", 4) == (b"", 0)
+
+
+def test_a_file_that_breaks_off_while_it_is_read_is_an_error_of_the_storage() -> None:
+    class Broken:
+        def read(self, size: int) -> bytes:
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(storage.StorageError, match=r"can't read 's3://bucket/data/x\?region=r': Input/output error"):
+        list(storage.pieces(Broken(), "s3://bucket/data?region=r", "x", 10))
+
+
+def test_all_that_lies_below_a_place_is_counted_and_deleted(tmp_path: Path) -> None:
+    (tmp_path / "run" / "inner").mkdir(parents=True)
+    (tmp_path / "run" / "inner" / "x").write_bytes(b"12345")
+    (tmp_path / "run" / "y").write_bytes(b"123")
+    assert (storage.size_bytes(str(tmp_path / "run")), storage.size_bytes(str(tmp_path / "nowhere"))) == (8, 0)
+    storage.delete_all(str(tmp_path / "run"))
+    storage.delete_all(str(tmp_path / "nowhere"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_message_shows_credentials() -> None:
+    with pytest.raises(storage.StorageError) as said:
+        storage.names("nosuch://user:secret@bucket/run")
+    assert "secret" not in str(said.value) + said.value.reason

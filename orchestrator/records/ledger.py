@@ -8,7 +8,6 @@ A destination is kept without its password.
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import sqlite3
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import filelock
 
-from orchestrator.errors import Lost, Refused
+from orchestrator.errors import Lost, Refused, shown
 from orchestrator.events import KINDS, Event, TrialResult, from_plain, summarise, to_plain
 
 _TABLES = """
@@ -63,11 +62,6 @@ class Entry:
     kind: str
     data: dict[str, Any]
     at_ms: int
-
-
-def shown(text: str) -> str:
-    """A URI, or a text with URIs in it, without user:password@: messages and the ledger are read by others."""
-    return re.sub(r"://[^\s/:@]*(:\S*)?@", "://", text)
 
 
 def new_id() -> str:

@@ -6,12 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.fs
-
-from orchestrator.errors import Failed
-from orchestrator.records.ledger import Launch, shown
-from orchestrator.storage import below
+from orchestrator.records.ledger import Launch
+from orchestrator.storage import below, names, read_end
 
 NAME = re.compile(r"rank-(\d+)\.log")
 
@@ -39,21 +35,11 @@ def places(home: Path, launch: Launch, trial: int | None) -> list[str]:
 
 
 def files(place: str, largest: int | None = None) -> list[LogFile]:
-    """The files of a folder or URI by rank, of each at most its last `largest` bytes. Raises Failed if that can't be told now."""
-    try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(place)
-        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
-        named = [(int(match[1]), info) for info in found if info.is_file and (match := NAME.fullmatch(info.base_name))]
-        return [
-            _read(filesystem, rank, info, below(place, info.base_name), largest) for rank, info in sorted(named, key=lambda one: one[0])
-        ]
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise Failed(f"can't read the output at '{shown(place)}': {' '.join(str(error).split())}") from None
+    """The files of a folder or URI by rank, of each at most its last `largest` bytes. Raises StorageError if that can't be told now."""
+    ranks = sorted(int(match[1]) for match in map(NAME.fullmatch, names(place)) if match)
+    return [LogFile(rank, below(place, f"rank-{rank}.log"), _end_of(place, f"rank-{rank}.log", largest)) for rank in ranks]
 
 
-def _read(filesystem: pyarrow.fs.FileSystem, rank: int, info: pyarrow.fs.FileInfo, path: str, largest: int | None) -> LogFile:
-    with filesystem.open_input_file(info.path) as opened:
-        cut = 0 if largest is None else max(0, opened.size() - largest)
-        opened.seek(cut)
-        content = opened.read()
-    return LogFile(rank, path, (f"... {cut} bytes before this are left out\n".encode() if cut else b"") + content)
+def _end_of(place: str, name: str, largest: int | None) -> bytes:
+    content, cut = read_end(place, name, largest)
+    return (f"... {cut} bytes before this are left out\n".encode() if cut else b"") + content

@@ -20,10 +20,10 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.errors import ExperimentError, Note, Problem
+from orchestrator.errors import ExperimentError, Note, Problem, shown
 from orchestrator.events import EpochEnded, better
 from orchestrator.experiment.config import NotifyConfig
-from orchestrator.records.ledger import Launch, shown
+from orchestrator.records.ledger import Launch
 
 URL, SECRET = "ORCHESTRATOR_NOTIFY_URL", "ORCHESTRATOR_NOTIFY_SECRET"
 SIGNATURE = "X-Orchestrator-Signature"

@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import xxhash
 
-from orchestrator.storage import StorageError, below, open_file, read_file, write_file
+from orchestrator.storage import StorageError, below, open_file, pieces, read_file, write_file
 
 LIST = "files.json"
 PIECE_BYTES = 8 << 20
@@ -73,7 +73,7 @@ def _fetch(uri: str, folder: Path) -> None:
         if opened is None:
             raise StorageError(f"'{name}' is missing from the prepared data at '{uri}': delete '{LIST}' there, and start the command again")
         with opened, (folder / name).open("wb") as out:
-            while piece := opened.read(PIECE_BYTES):
+            for piece in pieces(opened, uri, name, PIECE_BYTES):
                 digest.update(piece)
                 out.write(piece)
         if (folder / name).stat().st_size != size or digest.hexdigest() != expected:

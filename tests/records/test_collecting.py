@@ -218,14 +218,14 @@ def test_what_can_not_be_removed_is_said_and_not_counted_and_the_rest_goes(
     sweep: Sweep, folder: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep()
-    delete = collecting.delete
+    delete = collecting.delete_all
 
     def stuck(place: str) -> None:
         if place.endswith("figures/s1-1"):
             raise Failed(f"can't remove '{place}': Device or resource busy")
         delete(place)
 
-    monkeypatch.setattr(collecting, "delete", stuck)
+    monkeypatch.setattr(collecting, "delete_all", stuck)
     with pytest.raises(Failed, match=r"not everything could be removed: trial 1 .*figures/s1-1': Device or resource busy") as failed:
         gc("corners", keep="top:0")
     done = failed.value.result

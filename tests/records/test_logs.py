@@ -37,7 +37,7 @@ def test_of_a_long_file_the_end_is_what_counts_and_the_rest_is_said(tmp_path: Pa
 
 
 def test_a_storage_that_can_not_be_read_is_one_line() -> None:
-    with pytest.raises(Failed, match=r"can't read the output at 'nosuch://bucket/run'"):
+    with pytest.raises(Failed, match=r"can't list 'nosuch://bucket/run'"):
         files("nosuch://user:secret@bucket/run")
 
 

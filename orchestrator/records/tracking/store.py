@@ -15,8 +15,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import Failed, Refused
-from orchestrator.records.ledger import shown
+from orchestrator.errors import Failed, Refused, shown
 
 
 def destination() -> str:
