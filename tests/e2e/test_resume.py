@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,28 +109,75 @@ def weights(shell: Shell) -> dict[str, Any]:
     return dict(state["training"]["model"])
 
 
-TRAIN = ("train", EXPERIMENT, "training.epochs=6", "training.precision=fp32", "model.dropout=0.3", "training.augment.shift=0.1")
+KILLER = """
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+from models.cnn import CNN
+
+MOMENT = Path(__file__).with_name("moment")
+passes = Counter()
 
 
-@pytest.mark.parametrize("every", ["{epochs: 1}", "{steps: 3}"])
-def test_a_run_killed_in_training_ends_with_the_same_weights_bit_for_bit(shell: Shell, tmp_path: Path, every: str) -> None:
+class Net(CNN):
+    '''Kills its process at the forward pass that a file names, once.'''
+
+    def forward(self, batch):
+        kind = "training" if self.training else "evaluation"
+        passes[kind] += 1
+        if MOMENT.exists() and MOMENT.read_text() == f"{kind} {passes[kind]}":
+            MOMENT.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(batch)
+"""
+TRAIN = (
+    "train", "killed.yaml", "training.epochs=6", "training.precision=fp32", "model.dropout=0.3", "training.augment.shift=0.1",
+)  # fmt: skip
+
+
+def with_killer(shell: Shell) -> Shell:
+    (shell.folder / "killer.py").write_text(KILLER)
+    text = (shell.folder / EXPERIMENT).read_text()
+    assert "family: cnn" in text
+    (shell.folder / "killed.yaml").write_text(text.replace("family: cnn", "class: killer:Net"))
+    return shell
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Any]]:
+    """What an undisturbed run says, and its weights."""
+    shell = with_killer(open_shell(tmp_path_factory.mktemp("whole")))
+    return shell.run(*TRAIN, "--json").json, weights(shell)
+
+
+@pytest.mark.parametrize(
+    ("moment", "every", "recorded"),
+    [
+        ("training 61", "{epochs: 1}", 3),  # of 20 an epoch: the first one after an epoch's end
+        ("evaluation 3", "{epochs: 1}", 2),  # at an epoch's end, before it is recorded
+        ("training 70", "{steps: 3}", 3),  # in the middle, three steps after a checkpoint
+        ("training 74", "{steps: 3}", 3),
+    ],
+)
+def test_a_run_killed_exactly_there_ends_with_the_same_weights_bit_for_bit(
+    here: Here, whole: tuple[Any, dict[str, Any]], moment: str, every: str, recorded: int
+) -> None:
     words = (*TRAIN, f"training.checkpoint_every={every}")
-    (tmp_path / "whole").mkdir()
-    whole = open_shell(tmp_path / "whole")
-    undisturbed = whole.run(*words, "--json").json
-    kill_after(shell, 2, *words)
-    kill_after(shell, 4, *words, "--resume")
-    resumed = shell.run(*words, "--resume", "--json").json
+    (with_killer(here).folder / "moment").write_text(moment)
+    assert here.start(*words).finish(200).code == -signal.SIGKILL
+    assert epochs_in_ledger(here.folder) == recorded
+    resumed = here.run(*words, "--resume", "--json").json
     assert (resumed["state"], resumed["epochs"]) == ("finished", 6)
-    expected, found = weights(whole), weights(shell)
+    undisturbed, expected = whole
+    found = weights(here)
     assert expected.keys() == found.keys()
     assert all(bool((expected[name] == found[name]).all()) for name in expected)
-    assert {k: v for k, v in resumed["best"]["metrics"].items() if k not in TIMED} == {
-        k: v for k, v in undisturbed["best"]["metrics"].items() if k not in TIMED
-    }
-    assert resumed["test"] == undisturbed["test"]
-    [run] = shell.recorded()
-    assert sorted(row.step for row in shell.client().get_metric_history(run.info.run_id, "val_loss")) == [1, 2, 3, 4, 5, 6]
+    best, other = ({k: v for k, v in run["best"]["metrics"].items() if k not in TIMED} for run in (resumed, undisturbed))
+    assert (best, resumed["test"]) == (other, undisturbed["test"])
+    [run] = here.recorded()
+    assert sorted(row.step for row in here.client().get_metric_history(run.info.run_id, "val_loss")) == [1, 2, 3, 4, 5, 6]
     assert run.info.status == "FINISHED"
 
 
