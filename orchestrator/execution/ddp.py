@@ -34,8 +34,6 @@ from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, S
 from orchestrator.execution.worker import end_process, on_node
 from orchestrator.training.trial import Job
 
-TIMEOUT_S = 600.0
-RESIZE_S = 60.0  # a gang that grows starts anew, which costs 10 to 20 s
 ABORT_S = 8.0  # Ray Train gives the ranks 5 s to shut down
 RETURN_S = 6.0  # Ray Train looks every half second, and ends the ranks' processes
 ENDING_S = 30.0  # for a task that ends a rank on its node
@@ -57,8 +55,8 @@ class Gangs:
     """
 
     def __init__(
-        self, slots: int, workers: tuple[int, int], cpus: float, gpus: float, accelerator: str | None = None, timeout_s: float = TIMEOUT_S,
-        resize_s: float = RESIZE_S, stall_s: float = STALL_S,
+        self, slots: int, workers: tuple[int, int], cpus: float, gpus: float, accelerator: str | None = None, timeout_s: float = 600.0,
+        resize_s: float = 60.0, stall_s: float = STALL_S,
     ) -> None:  # fmt: skip
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # default 2: a death is seen so much later
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # default 60: busy machines need more
