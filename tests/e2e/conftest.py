@@ -104,7 +104,7 @@ class Started:
         return said
 
 
-def wait_for(what: str, there: Callable[[], Any], timeout_s: float = 90) -> Any:
+def wait_for(what: str, there: Callable[[], Any], timeout_s: float = 180) -> Any:
     """Until `there()` is true, which is its answer; fails when the time is up."""
     deadline = time.monotonic() + timeout_s
     while not (found := there()):
