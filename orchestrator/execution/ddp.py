@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import Failed, Lost, Note
 from orchestrator.events import RunEnded
+from orchestrator.execution.deaths import brief
 from orchestrator.execution.elastic import ElasticTrainer
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.gang import Telling, train
@@ -168,7 +169,7 @@ class Gangs:
         except ray.exceptions.RayActorError as error:
             self._deaf = True
             self._check_head()
-            raise Lost(f"the actor between the workers and this command died: {_line(error)}") from None
+            raise Lost(f"the actor between the workers and this command died: {brief(error)}") from None
         except ConnectionError as error:  # of a client (ray://)
             self._deaf = self._lost = True
             raise Lost(f"the connection to Ray broke: {error}") from None
@@ -231,7 +232,3 @@ class Gangs:
         until = time.monotonic() + RETURN_S
         for thread in self.threads:
             thread.join(max(0.0, until - time.monotonic()))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

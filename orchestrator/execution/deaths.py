@@ -41,3 +41,8 @@ def judge(past: Past, cause: Cause, says: str) -> Sentence:
     if past.deaths > MAX_RESTARTS:
         return Sentence(past, f"its worker died {past.deaths} times: {says}")
     return Sentence(past, None)
+
+
+def brief(error: BaseException) -> str:
+    """Ray's own words, which are many, on one line."""
+    return " ".join(str(error).split())[:300]

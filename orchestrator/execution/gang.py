@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -15,8 +16,9 @@ import ray.train.torch
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from orchestrator.events import EpochEnded, RunEnded
-from orchestrator.execution.deaths import Cause
+from orchestrator.execution.deaths import Cause, brief
 from orchestrator.execution.messages import Answer, Rank
+from orchestrator.execution.worker import PROBE_S, on_node, oom_kills
 from orchestrator.training.failure import PeerLost, is_of_a_peer
 
 LONGEST_WAIT_S = 20.0  # in one question to the hub
@@ -46,7 +48,7 @@ class _Member:
         self.hub, self.gang = config["hub"], config["gang"]
         self.wait_s = min(LONGEST_WAIT_S, config["timeout_s"] / 4)
         node = ray.get_runtime_context().get_node_id()
-        self.me = Rank(context.get_world_rank(), context.get_world_size(), node, socket.gethostname(), os.getpid())
+        self.me = Rank(context.get_world_rank(), context.get_world_size(), node, socket.gethostname(), os.getpid(), oom_kills())
         device = str(ray.train.torch.get_device()) if config["gpus"] else "cpu"
         self.place = trial.Place(self.me.rank, self.me.size, device, node)
         ray.get(self.hub.register.remote(self.gang, self.me))
@@ -132,18 +134,39 @@ class Telling(ControllerCallback):  # type: ignore[misc]
         error = getattr(current_state, "training_failed_error", None)
         if error is not None and error is not self.error:  # while it waits for room the state stays, and is said again and again
             self.error = error
-            ray.get(self.hub.failed.remote(self.gang, *_cause(error)))  # raises, which ends the gang, if the hub is dead
+            kills = self._oom_kills() if _vanished(error) else {}
+            ray.get(self.hub.failed.remote(self.gang, *_cause(error), kills))  # raises, which ends the gang, if the hub is dead
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Before ranks are ended, for there is room for more of them, or less: they write a checkpoint."""
         ray.get(self.hub.pause.remote(self.gang))
 
+    def _oom_kills(self) -> dict[str, int]:
+        """Of the nodes where the gang was, those that are still there."""
+        asked = {on_node(node, oom_kills): node for node in ray.get(self.hub.nodes.remote(self.gang))}
+        found = {}
+        for ref in ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_S)[0] if asked else ():
+            with contextlib.suppress(ray.exceptions.RayError):
+                found[asked[ref]] = ray.get(ref)
+        return found
+
+
+def _failures(error: Any) -> list[Any]:
+    """What went wrong in a gang, the first one first."""
+    workers = list(getattr(error, "worker_failures", {}).values())
+    inner = getattr(error, "controller_failure", None) or next(iter(workers), error)
+    return [getattr(each, "health_check_failure", each) for each in (inner, *workers)]
+
+
+def _vanished(error: Any) -> bool:
+    """Whether a process is gone without a word."""
+    return any(isinstance(each, ray.exceptions.RayActorError) for each in _failures(error))
+
 
 def _cause(error: Any) -> tuple[Cause, str, bool]:
     """(what a death counts as, in words, whether it is more than want of room)."""
-    inner = getattr(error, "controller_failure", None) or next(iter(getattr(error, "worker_failures", {}).values()), error)
-    failures = [inner, *getattr(error, "worker_failures", {}).values()]
-    said = " ".join(str(inner).split())[-300:]
+    failures = _failures(error)
+    said = brief(failures[0]) if _vanished(error) else " ".join(str(failures[0]).split())[-300:]  # a traceback ends with what was raised
     if any(isinstance(f, ray.exceptions.OutOfMemoryError) or "low on memory" in str(f) for f in failures):
         return "memory", said, True
-    return "died", said, "StartupTimeout" not in type(inner).__name__
+    return "died", said, "StartupTimeout" not in type(failures[0]).__name__

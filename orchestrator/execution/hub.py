@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,6 +68,7 @@ class Hub:
         self.gangs = [_Gang() for _ in range(gangs)]
         self.settle_s = settle_s
         self.waiting: list[_Work] = []
+        self.oom_kills: dict[str, int] = {}  # of each node, as last seen
         self.closing = False
         self.events: list[SlotEvent] = []
         self.hung: list[Hung] = []
@@ -121,6 +123,7 @@ class Hub:
         found = self.gangs[gang]
         found.ranks = {r.rank: r for r in found.ranks.values() if r.size == rank.size} | {rank.rank: rank}
         found.lost &= found.ranks.keys() - {rank.rank}
+        self.oom_kills.setdefault(rank.node, rank.oom_kills)
         if rank.rank == 0:
             found.stop.set()  # who waited for it is gone
             found.stop, found.left, found.dealt, found.moving = asyncio.Event(), asyncio.Event(), asyncio.Event(), False
@@ -245,10 +248,20 @@ class Hub:
         found.up = False
         self._again(gang, "moved", "")
 
-    async def failed(self, gang: int, cause: Cause, says: str, counts: bool) -> None:
-        """The gang's ranks ended, or didn't start; `counts`: for another reason than want of room."""
+    async def nodes(self, gang: int) -> frozenset[str]:
+        """Where its ranks are, or were."""
+        return self.gangs[gang].nodes
+
+    async def failed(self, gang: int, cause: Cause, says: str, counts: bool, oom_kills: Mapping[str, int]) -> None:
+        """The gang's ranks ended, or didn't start; `counts`: for another reason than want of room.
+
+        `oom_kills`: of its nodes, now, if a rank vanished: the kernel ended it for want of memory, if it has ended one since the last look.
+        """
         found = self.gangs[gang]
         found.up = False
+        if cause == "died" and any(kills > self.oom_kills.get(node, kills) for node, kills in oom_kills.items()):
+            cause = "memory"
+        self.oom_kills |= oom_kills
         self._again(gang, "moved" if found.moving else cause, says)
         found.failures += counts
         if found.failures > MAX_RESTARTS:

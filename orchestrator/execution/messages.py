@@ -19,13 +19,14 @@ class Answer(Enum):
 
 @dataclass(frozen=True)
 class Rank:
-    """A process of a gang of `size`."""
+    """A process of a gang of `size`. `oom_kills`: of its node, when it began."""
 
     rank: int
     size: int
     node: str
     host: str
     pid: int
+    oom_kills: int
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,13 @@ import ray
 
 from orchestrator.errors import Failed, Lost
 from orchestrator.events import EpochEnded, RunEnded
-from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, judge
+from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, brief, judge
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.placement import Seat, Wants, assign
 from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall, demanded
-from orchestrator.execution.worker import About, Worker, on_node, oom_kills
+from orchestrator.execution.worker import PROBE_S, About, Worker, on_node, oom_kills
 from orchestrator.training.output import with_output
 from orchestrator.training.trial import Job
-
-PROBE_S = 20.0  # for a look at the node of an actor that died
 
 
 @dataclass
@@ -149,7 +147,7 @@ class Pool:
             said: Any = ray.get(ref) if kind else None
         except ray.exceptions.RayTaskError as error:
             if kind == "event":
-                return self._event(of, _failed(of.work.job, _line(error)))
+                return self._event(of, _failed(of.work.job, brief(error)))
             return self._died(of, error)
         except ray.exceptions.RayError as error:
             return self._died(of, error)
@@ -178,7 +176,7 @@ class Pool:
         if actor.about is None:
             self._failed_starts += 1
             if self._failed_starts > MAX_RESTARTS + self.slots:  # a node that dies takes several with it
-                raise Failed(f"the workers can't start: {_line(error)}")
+                raise Failed(f"the workers can't start: {brief(error)}")
             return []
         work, node = actor.work, actor.about.node
         if work is None:
@@ -188,7 +186,7 @@ class Pool:
             return self._judged(work, "moved", "")
         if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error):
             return self._judged(work, "memory", "")
-        self._pending[on_node(node, oom_kills)] = ("probe", Probe(work, node, _line(error), self.oom_kills.get(node, 0), time.monotonic()))
+        self._pending[on_node(node, oom_kills)] = ("probe", Probe(work, node, brief(error), self.oom_kills.get(node, 0), time.monotonic()))
         return []
 
     def _probed(self, probe: Probe, ref: Any) -> list[SlotEvent]:
@@ -261,7 +259,3 @@ class Pool:
 
 def _failed(job: Job, says: str) -> RunEnded:
     return RunEnded(job.trial, "failed", int(time.time() * 1000), error=says)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

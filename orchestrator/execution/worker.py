@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from orchestrator.training.trial import Job
 
 OOM_COUNTERS = ("/proc/vmstat", "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+PROBE_S = 20.0  # for a look at the node of a process that died
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,24 @@ class Nodes:
     jobs_address: str | None  # http://, with a dashboard
     processes: list[subprocess.Popen[bytes]]
     folder: Path
-    start: Callable[[Path], subprocess.Popen[bytes]]  # another node, below a folder of its own
+    start: Callable[[Path, Mapping[str, str]], subprocess.Popen[bytes]]  # another node, below a folder of its own
 
-    def add(self) -> None:
-        """Another node."""
-        self.processes.append(self.start(self.folder / str(len(self.processes))))
+    def add(self, env: Mapping[str, str] | None = None) -> None:
+        """Another node; `env`: more for its environment."""
+        self.processes.append(self.start(self.folder / str(len(self.processes)), env or {}))
+
+    def id(self, place: int) -> str:
+        """Of a running node: what its raylet was started with."""
+        below = f"{self.folder}/{place}/"
+        [raylet] = [words for words in commands().values() if words[0].endswith("raylet/raylet") and below in " ".join(words)]
+        [node] = [word.partition("=")[2] for word in raylet if word.startswith("--node_id=")]
+        return node
+
+    def drain(self, place: int) -> None:
+        """Ray's notice that a node will be taken away."""
+        spot = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "600"]
+        words = ["drain-node", "--address", self.address, "--node-id", self.id(place), *spot]
+        subprocess.run([BIN / "ray", *words], env=os.environ | self.env, check=True, timeout=120)
 
     def kill(self, place: int) -> None:
         """SIGKILL a whole node: raylet, agents and workers; 0 is the head."""
@@ -56,7 +69,7 @@ class Nodes:
         """Kill a node, and start another one in its place."""
         self.kill(place)
         shutil.rmtree(self.folder / str(place), ignore_errors=True)
-        self.processes[place] = self.start(self.folder / str(place))
+        self.processes[place] = self.start(self.folder / str(place), {})
 
 
 @contextlib.contextmanager
@@ -88,8 +101,8 @@ def cluster(
             started.append(_started(joining(), agents[place], cpus, given, folder / str(place)))
         jobs = f"http://127.0.0.1:{board}" if dashboard else None
 
-        def start(below: Path) -> subprocess.Popen[bytes]:
-            return _started(joining(), _free_ports(1)[0], cpus, given, below)
+        def start(below: Path, more: Mapping[str, str]) -> subprocess.Popen[bytes]:
+            return _started(joining(), _free_ports(1)[0], cpus, given | dict(more), below)
 
         yield Nodes(f"127.0.0.1:{gcs}", own, f"ray://127.0.0.1:{client}", jobs, started, folder, start)
     finally:
@@ -113,11 +126,16 @@ def _end(started: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
 
 def _running_below(folder: Path) -> list[int]:
     """The processes that were started with a path below the folder."""
-    found = []
+    return [pid for pid, words in commands().items() if any(f"{folder}/" in word for word in words)]
+
+
+def commands() -> dict[int, list[str]]:
+    """The command line of every process of this machine."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if f"{folder}/".encode() in path.read_bytes():
-                found.append(int(path.parent.name))
+            if words := path.read_text(errors="replace").split("\0"):
+                found[int(path.parent.name)] = words
     return found
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import EXPERIMENT, PROJECT, Nodes, Shell, Typed, open_shell
+from tests.e2e.nodes import cluster
 
 pytestmark = pytest.mark.slow
 
@@ -51,3 +54,15 @@ def test_an_address_where_nothing_answers_is_refused_at_once(typed: Typed) -> No
     refused = typed("train", str(PROJECT / EXPERIMENT), "--address", "127.0.0.1:1", "--json")
     assert refused.code == 2
     assert "no Ray cluster answers at '127.0.0.1:1'" in refused.json["errors"][0]["message"]
+
+
+def test_a_node_with_another_torch_is_refused_with_both_versions(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "torch-9.9.9.dist-info").mkdir()
+    (tmp_path / "torch-9.9.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n")
+    here = importlib.metadata.version("torch").partition("+")[0]
+    with cluster(nodes=1) as nodes:
+        nodes.add({"PYTHONPATH": str(tmp_path)})
+        there = Shell(shell.folder, shell.env | nodes.env)
+        refused = there.run("train", EXPERIMENT, "--address", nodes.address, code=2)
+    [error] = refused.errors
+    assert f"node 127.0.0.2 has torch 9.9.9 (here {here}): use the same versions on every node" in error

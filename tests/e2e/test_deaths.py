@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import BIN, EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
-from tests.e2e.nodes import Nodes, cluster
+from tests.e2e.conftest import EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
+from tests.e2e.nodes import Nodes, cluster, commands
 
 pytestmark = pytest.mark.slow
 Begin = Callable[..., Started]
 SWEEP = ("sweep.trials=4", "sweep.scheduler=none", "training.batch_size=64")
 GREEDY = '''
+import os
 from pathlib import Path
 
 import torch
@@ -32,6 +32,9 @@ class Net(CNN):
         if self.training and self.config.dropout == 0.4:
             with open(Path(__file__).with_name("tries"), "a") as tries:
                 print("tried", file=tries)
+            group = Path(__file__).with_name("group")
+            if group.exists():
+                Path(group.read_text(), "cgroup.procs").write_text(str(os.getpid()))
             taken = [torch.ones(25 << 20) for _ in range(100)]
         return super().forward(batch)
 '''
@@ -59,34 +62,10 @@ def started(nodes: Nodes, shell: Shell, begin: Begin, *words: str) -> Started:
     return sweep
 
 
-def ids(nodes: Nodes) -> list[str]:
-    """The node ids that the processes of each node were started with."""
-    found = []
-    for place in range(len(nodes.processes)):
-        [raylet] = [words for words in commands() if words[0].endswith("raylet/raylet") and f"{nodes.folder}/{place}/" in " ".join(words)]
-        [node] = [word.partition("=")[2] for word in raylet if word.startswith("--node_id=")]
-        found.append(node)
-    return found
-
-
-def commands() -> list[list[str]]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(path.read_text(errors="replace").split("\0"))
-        except OSError:
-            continue
-    return [words for words in found if words[0]]
-
-
 def test_trials_move_from_nodes_that_leave_with_notice_and_without(three_nodes: Nodes, shell: Shell, begin: Begin) -> None:
     sweep = started(three_nodes, shell, begin, "training.epochs=40")
-    head, leaves, _ = ids(three_nodes)
-    drain = ["drain-node", "--address", three_nodes.address, "--node-id", leaves, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-    env = shell.env | three_nodes.env
-    subprocess.run(
-        [BIN / "ray", *drain, "--reason-message", "spot", "--deadline-remaining-seconds", "600"], env=env, check=True, timeout=120
-    )
+    head = three_nodes.id(0)
+    three_nodes.drain(1)
     three_nodes.kill(2)
     said = sweep.finish(400)
     assert said.code == 0, said.err[-3000:]
@@ -118,7 +97,7 @@ def test_the_death_of_the_control_process_alone_ends_the_sweep_before_ray_ends_t
     assert sweep.process.poll() is None, (sweep.said / "err").read_text()[-2000:]
     [gcs] = [
         pid
-        for pid, words in with_pids()
+        for pid, words in commands().items()
         if words[0].endswith("gcs_server") and sweep.process.pid in (parent_of(pid), parent_of(parent_of(pid)))
     ]
     os.kill(gcs, signal.SIGKILL)
@@ -126,16 +105,6 @@ def test_the_death_of_the_control_process_alone_ends_the_sweep_before_ray_ends_t
     assert said.code == 130, said.err[-3000:]
     assert "Ray's head" in said.errors[0]
     assert "--resume" in said.err
-
-
-def with_pids() -> list[tuple[int, list[str]]]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append((int(path.parent.name), path.read_text(errors="replace").split("\0")))
-        except OSError:
-            continue
-    return found
 
 
 def parent_of(pid: int) -> int:
@@ -148,12 +117,50 @@ def memory() -> dict[str, int]:
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines}
 
 
+def greedy(shell: Shell) -> None:
+    (shell.folder / "greedy.py").write_text(GREEDY)
+    (shell.folder / "hungry.yaml").write_text(HUNGRY)
+
+
+@pytest.fixture
+def group(shell: Shell) -> Iterator[None]:
+    """A control group of little memory for the processes of the trial that takes more: the kernel ends them."""
+    root, limit = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
+    if not root.exists():  # cgroup v2
+        root, limit = root.parent, "memory.max"
+    made = root / f"orchestrator-test-{os.getpid()}"
+    try:
+        made.mkdir()
+        (made / limit).write_text(str(300 << 20))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    (shell.folder / "group").write_text(str(made))
+    yield
+    wait_for("the end of whoever was in the group", lambda: not (made / "cgroup.procs").read_text(), 30)
+    made.rmdir()
+
+
+def test_a_trial_that_the_kernel_kills_for_want_of_memory_gets_one_retry_and_has_failed_with_that_word(shell: Shell, group: None) -> None:
+    greedy(shell)
+    done: Any = shell.run("sweep", "hungry.yaml", "--json", timeout_s=400).json
+    states = {trial["params"]["model.dropout"]: trial["state"] for trial in done["trials"]}
+    assert states == {0.4: "failed", 0.1: "finished", 0.2: "finished", 0.3: "finished"}
+    [failed] = [trial for trial in done["trials"] if trial["state"] == "failed"]
+    assert failed["error"].startswith("out of memory, and out of memory again when it was alone on its node")
+    assert len((shell.folder / "tries").read_text().splitlines()) == 2
+
+
+def test_a_gang_that_the_kernel_kills_for_want_of_memory_gets_one_retry_and_has_failed_with_that_word(shell: Shell, group: None) -> None:
+    greedy(shell)
+    failed = shell.run("train", "hungry.yaml", "model.dropout=0.4", "scaling.workers=2", "--json", code=1).json
+    assert failed["error"].startswith("out of memory, and out of memory again when it was alone on its node")
+
+
 def test_a_trial_that_is_out_of_memory_gets_one_retry_and_has_failed_and_the_others_go_on(shell: Shell) -> None:
     total, free = memory()["MemTotal"], memory()["MemAvailable"]
     if free < 14e9:
         pytest.skip("less than 14 GB of memory are free: whoever else runs here would be in the way")
-    (shell.folder / "greedy.py").write_text(GREEDY)
-    (shell.folder / "hungry.yaml").write_text(HUNGRY)
+    greedy(shell)
     share = (total - free + 5e9) / total
     shell.env |= {"RAY_memory_usage_threshold": f"{share:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
     done: Any = shell.run("sweep", "hungry.yaml", "--json", timeout_s=400).json

@@ -22,7 +22,9 @@ ELASTIC = (
 )
 
 
-def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(shell: Shell, begin: Callable[..., Started], tmp_path: Path) -> None:
+def test_a_run_begins_with_what_is_there_grows_with_a_node_and_shrinks_without_it(
+    shell: Shell, begin: Callable[..., Started], tmp_path: Path
+) -> None:
 
     def trained(more: int) -> None:
         """So many epochs were recorded; one that saw more rows than there are, or fewer, ends a run as failed."""
@@ -34,20 +36,32 @@ def test_a_run_shrinks_when_a_node_dies_and_grows_when_one_comes(shell: Shell, b
         said = shell.run("logs", "digits-cnn").out
         return [line.partition("note: ")[2] for line in said.splitlines() if "note: resumed with" in line]
 
-    with cluster(nodes=2) as nodes:
+    def grows() -> None:
+        before = len(resumed())
+        nodes.add()
+        wait_for("a rank on the new node", lambda: len(resumed()) > before, 180)
+        assert resumed()[before:] == ["resumed with 2 workers instead of 1: from here not bit for bit"]
+
+    def shrinks(how: Callable[[], None]) -> None:
+        before = len(resumed())
+        how()
+        wait_for("the rank alone", lambda: len(resumed()) > before, 180)
+        assert resumed()[before:] == ["resumed with 1 workers instead of 2: from here not bit for bit"]
+
+    with cluster(nodes=1) as nodes:
         shell.env |= nodes.env
         run = begin("train", EXPERIMENT, *ELASTIC, "--address", nodes.address, "--json")
-        trained(6)
-        nodes.kill(1)
-        trained(6)
-        assert resumed() == ["resumed with 1 workers instead of 2: from here not bit for bit"]
-        nodes.add()
-        wait_for("a rank on the new node", lambda: len(resumed()) == 2, 120)
+        trained(3)
+        grows()
+        trained(3)
+        shrinks(lambda: nodes.kill(1))
+        trained(3)
+        grows()
+        shrinks(lambda: nodes.drain(2))
         trained(3)
         os.kill(run.process.pid, signal.SIGTERM)
         said = run.finish(60)
     assert said.code == 130, said.err[-3000:]
-    assert resumed()[1] == "resumed with 2 workers instead of 1: from here not bit for bit"
     assert said.json["state"] == "interrupted"
     steps = [m.step for m in shell.client().get_metric_history(said.json["run_id"], "train_loss")]
     assert sorted(steps) == list(range(1, said.json["epochs"] + 1))

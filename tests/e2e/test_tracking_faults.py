@@ -99,7 +99,42 @@ def test_a_server_that_comes_up_while_training_runs_gets_everything(
     assert run.data.metrics["test_accuracy"] == said.json["test"]["test_accuracy"]
 
 
-@pytest.mark.parametrize("mood", ["refuses", "hangs", "429"])
+PACED = """
+import time
+
+from models.cnn import CNN
+
+
+class Paced(CNN):
+    def forward(self, batch):
+        if self.training:
+            time.sleep(0.1)  # six times an epoch
+        return super().forward(batch)
+"""
+
+
+def test_a_server_that_is_down_for_a_minute_in_the_middle_is_told_everything_once_while_training_runs(
+    shell: Shell, begin: Begin, proxy: Proxy, port: int, name: str
+) -> None:
+    (shell.folder / "paced.py").write_text(PACED)
+    words = (*SMALL, f"name={name}", "training.epochs=150", "--json")
+    (shell.folder / "paced.yaml").write_text((shell.folder / EXPERIMENT).read_text().replace("family: cnn", "class: paced:Paced"))
+    train = begin("train", "paced.yaml", *words)
+    wait_for("an epoch in MLflow", lambda: proxy.answered >= 4 or train.process.poll() is not None, BOUND_S)
+    before = epochs_in_ledger(shell.folder)
+    proxy.becomes("refuses")
+    time.sleep(60)
+    during = epochs_in_ledger(shell.folder) - before
+    proxy.becomes("well")
+    assert train.process.poll() is None, "it was no trouble in the middle"
+    assert during > 20, "training waited"
+    said = train.finish(BOUND_S)
+    assert (said.code, said.json["state"], said.json["epochs"]) == (0, "finished", 150)
+    assert "orchestrator sync" not in said.err
+    everything_arrived_once(shell, port, name)
+
+
+@pytest.mark.parametrize("mood", ["hangs", "429"])
 def test_trouble_in_the_middle_loses_no_epoch_and_doubles_none(
     mood: Mood, shell: Shell, begin: Begin, proxy: Proxy, port: int, name: str, type_: Typed
 ) -> None:
@@ -107,8 +142,7 @@ def test_trouble_in_the_middle_loses_no_epoch_and_doubles_none(
     wait_for("an epoch in MLflow", lambda: proxy.answered >= 4 or train.process.poll() is not None, BOUND_S)
     proxy.becomes(mood)
     before = epochs_in_ledger(shell.folder)
-    if mood != "refuses":
-        proxy.wait_until_asked(2 if mood != "hangs" else 1)
+    proxy.wait_until_asked(2 if mood != "hangs" else 1)
     wait_for(
         "training to go on", lambda: epochs_in_ledger(shell.folder) >= min(before + 10, 40) or train.process.poll() is not None, BOUND_S
     )

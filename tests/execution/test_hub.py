@@ -18,8 +18,8 @@ def job(trial: int) -> Job:
     return Job(trial, None, "", "", "", "fp32", 1, 3)  # type: ignore[arg-type]  # the hub doesn't look into it
 
 
-def rank(number: int, node: str = "n", size: int = 2) -> Rank:
-    return Rank(number, size, node, "host", 100 + number)
+def rank(number: int, node: str = "n", size: int = 2, oom_kills: int = 0) -> Rank:
+    return Rank(number, size, node, "host", 100 + number, oom_kills)
 
 
 Case = Callable[[], Coroutine[Any, Any, None]]
@@ -43,7 +43,7 @@ def test_ranks_that_died_get_their_job_again_three_times_and_then_it_has_failed_
             given = await hub.next(0, 0)
             assert isinstance(given, Job)
             resumed.append((given.trial, given.resume))
-            await hub.failed(0, "died", "SIGKILL", True)
+            await hub.failed(0, "died", "SIGKILL", True, {})
         assert resumed == [(1, False), (1, True), (1, True), (1, True)]
         given = await hub.next(0, 0)
         assert isinstance(given, Job)
@@ -58,12 +58,12 @@ def test_ranks_that_never_ask_for_a_job_are_broken_after_four_starts_but_not_for
     async def case() -> None:
         hub = Hub(1, 1)
         for _ in range(9):
-            await hub.failed(0, "died", "no room within 60 s", False)
+            await hub.failed(0, "died", "no room within 60 s", False, {})
         assert (await hub.wait(0)).gangs[0].broken is None
         for _ in range(3):
-            await hub.failed(0, "died", "ImportError: no", True)
+            await hub.failed(0, "died", "ImportError: no", True, {})
         assert (await hub.wait(0)).gangs[0].broken is None
-        await hub.failed(0, "died", "ImportError: no", True)
+        await hub.failed(0, "died", "ImportError: no", True, {})
         assert (await hub.wait(0)).gangs[0].broken == "ImportError: no"
 
     run(case)
@@ -80,7 +80,7 @@ def test_a_gang_that_moves_gives_no_end_of_its_run_and_goes_on_with_it_at_no_cha
             await hub.move(0)
             assert await asked
             assert await hub.report(0, RunEnded(1, "interrupted", 0), 0) is Answer.LEAVE
-            await hub.failed(0, "died", "Leave", True)
+            await hub.failed(0, "died", "Leave", True, {})
         assert await told(hub) == []
 
     run(case)
@@ -138,7 +138,7 @@ def test_a_trial_without_memory_runs_alone_on_its_nodes_and_gangs_elsewhere_go_o
             await hub.register(gang, rank(0, node, 1))
             await hub.submit(gang, job(gang))
             assert isinstance(await hub.next(gang, 0), Job)
-        await hub.failed(0, "memory", "killed", True)
+        await hub.failed(0, "memory", "killed", True, {})
         assert await hub.next(0, 0.01) is Answer.WAIT, "gang 1 is still on its node"
         await hub.report(1, RunEnded(1, "finished", 0), 0)
         await hub.submit(1, job(3))
@@ -149,6 +149,24 @@ def test_a_trial_without_memory_runs_alone_on_its_nodes_and_gangs_elsewhere_go_o
         assert isinstance(await hub.next(2, 0), Job)
         await hub.report(0, RunEnded(0, "finished", 0), 0)
         assert isinstance(await hub.next(1, 0), Job)
+
+    run(case)
+
+
+def test_a_rank_that_vanished_was_out_of_memory_if_the_kernel_has_ended_one_on_its_nodes_since_the_last_look() -> None:
+    async def case() -> None:
+        hub = Hub(1, 1)
+        await hub.submit(0, job(1))
+        seen = []
+        for kills in (4, 5, 5, 6):
+            for number, node in enumerate("ab"):
+                await hub.register(0, rank(number, node, oom_kills=4))
+            assert isinstance(await hub.next(0, 0), Job)
+            await hub.failed(0, "died", "SIGKILL", True, {"a": 4, "b": kills})
+            seen.append([work.past.alone for work in hub.waiting])
+        assert seen == [[False], [True], [True], []]
+        [event] = await told(hub)
+        assert event.error.startswith("out of memory, and out of memory again")
 
     run(case)
 
@@ -202,7 +220,7 @@ def test_two_trials_without_memory_on_one_node_run_one_after_the_other() -> None
             await hub.submit(gang, job(gang))
             assert isinstance(await hub.next(gang, 0), Job)
         for gang in range(2):
-            await hub.failed(gang, "memory", "killed", True)
+            await hub.failed(gang, "memory", "killed", True, {})
         assert isinstance(await hub.next(0, 0), Job)
         assert await hub.next(1, 0.01) is Answer.WAIT
         await hub.report(0, RunEnded(0, "finished", 0), 0)
@@ -220,7 +238,7 @@ def test_a_gang_that_does_not_come_back_leaves_its_job_to_another_one_after_a_wh
             await hub.register(gang, rank(0, f"node {gang}", 1))
             await hub.submit(gang, job(gang))
             assert isinstance(await hub.next(gang, 0), Job)
-        await hub.failed(1, "died", "its node has died", True)
+        await hub.failed(1, "died", "its node has died", True, {})
         await hub.report(0, RunEnded(0, "finished", 0), 0)
         assert await hub.next(0, 0.01) is Answer.WAIT, "its ranks may still write a checkpoint"
         hub.waiting[0].elsewhere_at = 0
@@ -259,7 +277,7 @@ def test_a_gang_that_starts_while_all_are_closed_ends_without_a_job() -> None:
         await hub.submit(0, job(1))
         await hub.register(0, rank(0))
         await hub.next(0, 0)
-        await hub.failed(0, "died", "SIGKILL", True)
+        await hub.failed(0, "died", "SIGKILL", True, {})
         await hub.close()
         await hub.register(0, rank(0))
         assert await hub.next(0, 9) is Answer.END

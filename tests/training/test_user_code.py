@@ -29,7 +29,7 @@ class Net(CNN):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An experiment's folder of 200 MB: a module, the package and the module that it imports, and much else."""
+    """An experiment's folder of 5 GB: a module, the package and the module that it imports, and much else."""
     made = tmp_path / "experiment"
     (made / "layers").mkdir(parents=True)
     (made / "nets.py").write_text(NET)
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     (made / "other.py").write_text("raise RuntimeError('not asked for')\n")
     (made / "layers" / "notes.txt").write_text("not code")
     with (made / "train.parquet").open("wb") as data:
-        data.truncate(200_000_000)
+        data.truncate(5_000_000_000)  # sparse
     return made
 
 
