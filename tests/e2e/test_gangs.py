@@ -1,0 +1,89 @@
+"""Sweeps and runs of several processes each: the driver, the hub or a node goes, and what was under way goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
+from tests.e2e.nodes import cluster, commands
+from tests.e2e.test_faults import in_group
+from tests.e2e.test_resume import check_complete, kill_after, recorded
+
+pytestmark = pytest.mark.slow
+Begin = Callable[..., Started]
+TALKS = """
+from models.cnn import CNN
+
+
+class Net(CNN):
+    def __init__(self, config, schema):
+        super().__init__(config, schema)
+        print("made")
+"""
+
+
+def under_way(shell: Shell, run: Started, epochs: int) -> None:
+    wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= epochs or run.process.poll() is not None, 240)
+    assert run.process.poll() is None, (run.said / "err").read_text()[-2000:]
+
+
+def epochs_of(shell: Shell, run: Any) -> list[int]:
+    return sorted(row.step for row in shell.client().get_metric_history(run["run_id"], "val_loss"))
+
+
+def test_a_sweep_of_gangs_goes_on_after_the_deaths_of_its_driver_and_of_its_hub(shell: Shell, begin: Begin) -> None:
+    (shell.folder / "talks.py").write_text(TALKS)
+    (shell.folder / "talks.yaml").write_text((shell.folder / EXPERIMENT).read_text().replace("family: cnn", "class: talks:Net"))
+    words = ("sweep", "talks.yaml", "scaling.workers=2", "sweep.trials=3", "training.epochs=8", "sweep.scheduler=none")
+    kill_after(shell, 5, *words)
+    before = recorded(shell)
+    again = begin(*words, "--resume", "--json")
+    under_way(shell, again, 12)
+    ours = in_group(again.process.pid)
+    [hub] = [pid for pid, words in commands().items() if words[0].startswith("ray::Hub") and str(pid) in ours]
+    os.kill(hub, signal.SIGKILL)
+    said = again.finish(90)
+    assert (said.code, said.json["state"]) == (130, "interrupted")
+    assert len(said.errors) == 1
+    assert "--resume" in said.errors[0]
+    done = shell.run(*words, "--resume", "--json")
+    check_complete(shell, done.json, 3)
+    assert "begins afresh" not in done.err
+    after = recorded(shell)
+    assert all(after[trial][: len(epochs)] == epochs for trial, epochs in before.items()), "what was recorded was recorded again"
+    files = shell.run("logs", "digits-cnn", "--trial", "2", "--json").json["files"]
+    assert [(file["rank"], "made" in file["lines"]) for file in files] == [(0, True), (1, True)]
+
+
+def test_a_gang_moves_from_a_node_that_leaves_with_notice(shell: Shell, begin: Begin) -> None:
+    with cluster(nodes=2) as nodes:
+        shell.env |= nodes.env
+        words = ("scaling.workers=2", "training.epochs=60", "training.batch_size=64", "--address", nodes.address, "--json")
+        run = begin("train", EXPERIMENT, *words)
+        under_way(shell, run, 3)
+        nodes.add()
+        nodes.drain(1)
+        stays = {nodes.id(0), nodes.id(2)}
+        said = run.finish(300)
+    assert said.code == 0, said.err[-3000:]
+    assert (said.json["state"], said.json["error"]) == ("finished", None)
+    assert set(said.json["nodes"]) == stays
+    assert epochs_of(shell, said.json) == list(range(1, 61))
+
+
+def test_elastic_gangs_that_lose_a_node_share_what_is_left_and_every_trial_ends(shell: Shell, begin: Begin) -> None:
+    with cluster(nodes=2, cpus=2) as nodes:
+        shell.env |= nodes.env
+        words = ("sweep.trials=3", "sweep.scheduler=none", "training.epochs=30", "training.batch_size=64", "scaling.resize_s=2")
+        run = begin("sweep", EXPERIMENT, "scaling.workers=[1,2]", *words, "--address", nodes.address, "--json")
+        under_way(shell, run, 8)
+        nodes.kill(1)
+        said = run.finish(400)
+    assert said.code == 0, said.err[-3000:]
+    assert (said.json["state"], [trial["state"] for trial in said.json["trials"]]) == ("finished", ["finished"] * 3)
+    assert [epochs_of(shell, trial) for trial in said.json["trials"]] == [list(range(1, 31))] * 3
