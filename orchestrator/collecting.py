@@ -21,8 +21,9 @@ from orchestrator.records.mirror import forget, mirror_of
 from orchestrator.records.retention import going, policy
 from orchestrator.records.tracking import RecordedRun
 from orchestrator.results import Result
-from orchestrator.storage import delete_all, size_bytes
+from orchestrator.storage import below, delete_all, size_bytes
 from orchestrator.training.checkpoint import folder_of, run_key
+from orchestrator.training.rows import unpublish
 
 WAIT_S = 60.0  # for a command that is sending from this ledger
 
@@ -56,6 +57,7 @@ class _Run:
 
     run: RecordedRun
     places: tuple[str, ...]
+    base: str  # below which its checkpoints are, and a copy of the prepared data where the nodes see no other
     size: int
     here: bool  # this folder's ledger has it
     mirror: str | None = None  # of a launch's own run: where the ledger's copy is
@@ -68,6 +70,29 @@ class _Run:
         """As a result shows it; of a sweep's own run `trial` is None."""
         sweep = None if self.run.kind == "train" else self.run.launch
         return {"run_id": self.run_id, "trial": self.run.result.trial, "sweep": sweep, "bytes": self.size}
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Prepared data that go: here, and the copies in the storage."""
+
+    fingerprint: str
+    copies: tuple[str, ...]
+    size: int
+
+    def row(self) -> dict[str, Any]:
+        """As a result shows it."""
+        return {"fingerprint": self.fingerprint, "bytes": self.size}
+
+    def drop(self) -> None:
+        """Whoever opens the folder now finds all of it or nothing."""
+        folder = home() / "data" / self.fingerprint
+        for uri in self.copies:
+            unpublish(uri)
+        if folder.is_dir():
+            aside = folder.with_name(f".removing-{self.fingerprint}")
+            folder.rename(aside)
+            delete_all(str(aside))
 
 
 def gc(name: str, *, keep: str | None = None, older: str | None = None, dry_run: bool = False) -> Collected:
@@ -91,9 +116,9 @@ def gc(name: str, *, keep: str | None = None, older: str | None = None, dry_run:
         gone = planned if dry_run else _remove(client, ledger, planned, failed)
         data = _data(client, ledger, gone, needed.fingerprints)
         if not dry_run:
-            data = [one for one in data if _try(f"prepared data {one['fingerprint']}", _drop_data(one["fingerprint"]), failed)]
-    rows = [one.row() for one in gone]
-    done = Collected(name, rows, len(runs) - len(gone), sum(row["bytes"] for row in [*rows, *data]), dry_run, data, failed)
+            data = [one for one in data if _try(f"prepared data {one.fingerprint}", one.drop, failed)]
+    rows, of_data, kept = [one.row() for one in gone], [one.row() for one in data], len(runs) - len(gone)
+    done = Collected(name, rows, kept, sum(row["bytes"] for row in [*rows, *of_data]), dry_run, of_data, failed)
     if failed:
         raise Failed(f"not everything could be removed: {'; '.join(failed[:3])}", result=done)
     return done
@@ -149,7 +174,7 @@ def _sized(client: Any, ledger: Ledger | None, chosen: Sequence[RecordedRun], na
         places = (folder_of(base, home(), run.launch, trial), *map(str, own))
         size = garbage.size_bytes(client, str(run.result.run_id)) + sum(map(size_bytes, places))
         mirror = mirror_of(base, name, run.kind) if base and run.kind in ("sweep", "train") else None
-        found.append(_Run(run, places, size, run.launch in here, mirror))
+        found.append(_Run(run, places, base or str(home() / "checkpoints"), size, run.launch in here, mirror))
     return found
 
 
@@ -209,27 +234,18 @@ def _try(what: str, work: Callable[[], None], failed: list[str]) -> bool:
     return True
 
 
-def _data(client: Any, ledger: Ledger | None, gone: Sequence[_Run], needed: Collection[str]) -> list[dict[str, Any]]:
+def _data(client: Any, ledger: Ledger | None, gone: Sequence[_Run], needed: Collection[str]) -> list[_Data]:
     """The prepared data of runs that go, which no other run, no version and no launch of this ledger is of."""
     ids, ended = {one.run_id for one in gone}, {one.run.launch for one in gone if one.run.kind in ("sweep", "train")}
-    used = {*needed, *(_fingerprints(ledger, ended) if ledger is not None else ())}
+    used = {"", *needed, *(_fingerprints(ledger, ended) if ledger is not None else ())}
     found = []
-    for fingerprint in dict.fromkeys(one.run.fingerprint for one in gone):
-        folder = home() / "data" / fingerprint
-        if fingerprint and fingerprint not in used and folder.is_dir() and not garbage.is_used(client, fingerprint, ids):
-            found.append({"fingerprint": fingerprint, "bytes": size_bytes(str(folder))})
+    for fingerprint in dict.fromkeys(one.run.fingerprint for one in gone if one.run.fingerprint not in used):
+        copies = tuple(dict.fromkeys(below(one.base, "data", fingerprint) for one in gone if one.run.fingerprint == fingerprint))
+        size = sum(map(size_bytes, (str(home() / "data" / fingerprint), *copies)))
+        if size > 0 and not garbage.is_used(client, fingerprint, ids):
+            found.append(_Data(fingerprint, copies, size))
     return found
 
 
 def _fingerprints(ledger: Ledger, without: Collection[str]) -> Iterator[str]:
     yield from (ledger.find(launch).fingerprint for launch in ledger.launches() if launch not in without)
-
-
-def _drop_data(fingerprint: str) -> Callable[[], None]:
-    def work() -> None:
-        folder = home() / "data" / fingerprint
-        aside = folder.with_name(f".removing-{fingerprint}")
-        folder.rename(aside)  # whoever opens it now finds all of it or nothing
-        delete_all(str(aside))
-
-    return work

@@ -16,7 +16,7 @@ from typing import Any
 import filelock
 import xxhash
 
-from orchestrator.storage import StorageError, below, open_file, pieces, read_file, write_file
+from orchestrator.storage import StorageError, below, delete, delete_all, open_file, pieces, read_file, write_file
 
 LIST = "files.json"
 PIECE_BYTES = 8 << 20
@@ -37,6 +37,12 @@ def publish(source: Path, base: str, kind: str) -> str:
             files[path.name] = [path.stat().st_size, digest.hexdigest()]
         write_file(uri, LIST, json.dumps({"format": 1, "files": files}).encode())
     return uri
+
+
+def unpublish(uri: str) -> None:
+    """Remove what `publish` put at a URI; its list first, without which it isn't there. Raises StorageError."""
+    delete(uri, LIST)
+    delete_all(uri)
 
 
 def local_copy(uri: str, cache: Path) -> Path:

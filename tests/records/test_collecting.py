@@ -17,6 +17,7 @@ from orchestrator.events import RunStarted
 from orchestrator.experiment.config import Experiment
 from orchestrator.records import tracking
 from orchestrator.records.ledger import Launch, Ledger
+from orchestrator.training.rows import publish
 from tests.records.conftest import Record, events
 
 FINGERPRINT = "f" * 40
@@ -262,6 +263,23 @@ def test_checkpoints_in_a_storage_of_their_own_go_too(
     done = gc("corners", keep="top:1")
     assert [run["bytes"] for run in done.removed] == [13_000, 13_000]
     assert [path.name for path in (folder / "stored").iterdir()] == ["s1-0"]
+
+
+def test_the_copy_of_the_prepared_data_in_the_storage_goes_with_the_last_run_on_them(
+    sweep: Sweep, folder: Path, ledger: Ledger, make_experiment: Callable[..., Experiment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = folder / "stored"
+    plain = make_experiment(f"storage.path={stored}").plain()
+    monkeypatch.setattr("tests.records.conftest.Launch", lambda *given: Launch(*given[:3], plain, *given[4:]))
+    sweep()
+    copy = Path(publish(ledger.path.parent / "data" / FINGERPRINT, str(stored), "data"))
+    assert gc("corners", keep="top:1").data == []
+    assert (copy / "train.parquet").exists()
+    tried = gc("corners", keep="top:0", dry_run=True).data
+    assert tried[0]["bytes"] > 2 * 5000
+    assert (copy / "train.parquet").exists()
+    assert gc("corners", keep="top:0").data == tried
+    assert not copy.exists()
 
 
 def test_a_run_of_train_goes_as_a_whole(begin: Record, ledger: Ledger) -> None:
