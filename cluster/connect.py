@@ -13,6 +13,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import filelock
+
 from . import every_node, versions
 from .handshake import ANSWER_S, ClusterError, greet, resolved
 from .resources import Found, of_cluster
@@ -37,9 +39,8 @@ def connect(
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # what a rank prints is kept by us: once
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: training would wait for whatever else runs on the machine
-    folder = _own_folder(Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir()))
     environment = {"worker_process_setup_hook": hook, "env_vars": dict(env)}
-    try:
+    with _own_folder(Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())) as folder:
         with _own_signals():
             if address is None:
                 _start(folder, environment, cpus)
@@ -51,17 +52,23 @@ def connect(
             yield of_cluster(ray.nodes())
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_folder(base: Path) -> Iterator[Path]:
+    """Ray's temporary folder: a short path, since unix sockets lie in it. Those of processes that were killed are removed.
+
+    Whose process lives is told by a lock, since another container's processes aren't seen here, and may share the base.
+    """
+    for lock in base.glob("orc-*/lock"):
+        with contextlib.suppress(filelock.Timeout, OSError), filelock.FileLock(lock, timeout=0):  # another user's stays
+            shutil.rmtree(lock.parent)
+    folder = Path(tempfile.mkdtemp(prefix=f"orc-{os.getpid()}-", dir=base))
+    try:
+        with filelock.FileLock(folder / "lock"):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _own_folder(base: Path) -> Path:
-    """Ray's temporary folder: a short path, since unix sockets lie in it. Those of processes that were killed are removed."""
-    for left in base.glob("orc-*-*"):
-        pid = left.name.split("-")[1]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(left, ignore_errors=True)  # another user's stays
-    return Path(tempfile.mkdtemp(prefix=f"orc-{os.getpid()}-", dir=base))
 
 
 @contextlib.contextmanager
@@ -81,9 +88,11 @@ def _on_loopback() -> Iterator[None]:
 def _own_signals() -> Iterator[None]:
     """ray.init puts a SIGTERM handler of its own in place of the program's; the program's comes back."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -19,7 +20,10 @@ from .connect import ANSWER_S, ClusterError
 from .usage import Node, usage
 
 GONE_AFTER_S = 60.0  # how long a follower waits for a cluster that no longer answers
+SILENT_S = 30.0  # ... and for each answer
+QUIET_S = 60.0  # without a line in a log: then it is asked whether the job runs still
 POLL_S = 0.3
+STOPPED_S = 180.0  # for a job that was asked to end; Ray kills it after a minute (submit.STOP_S)
 OURS = "orchestrator"  # key of the metadata of our jobs: the version
 TOKEN = "is its token set here (RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token as on the cluster's head)?"
 
@@ -60,6 +64,7 @@ class Jobs:
                 for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
                     logging.getLogger(name).setLevel(logging.ERROR)
                 self._client: Any = JobSubmissionClient(self.address)
+                self._client._do_request = functools.partial(self._client._do_request, timeout=SILENT_S)  # Ray's own waits without end
                 self._client.list_jobs()  # the first thing that asks for the token
 
     def ours(self) -> list[Job]:
@@ -115,11 +120,13 @@ class Jobs:
             time.sleep(POLL_S)
 
     async def _tail(self, id: str, log: _Log) -> None:
-        """Until Ray ends it; it sends a log from its beginning each time."""
-        place = 0
-        async for text in self._client.tail_job_logs(id):
-            log.at(place, text)
-            place += len(text)
+        """Until Ray ends it, or nothing has come for a while; it sends a log from its beginning each time."""
+        place, texts = 0, self._client.tail_job_logs(id)
+        with contextlib.suppress(StopAsyncIteration, TimeoutError):
+            while True:
+                text = await asyncio.wait_for(anext(texts), QUIET_S)
+                log.at(place, text)
+                place += len(text)
 
     def nodes(self) -> list[Node]:
         """The nodes, the head first: what is free on each, and who holds the rest."""
@@ -129,12 +136,15 @@ class Jobs:
             return usage(self.address, used, owners)
 
     def stop(self, id: str) -> Job:
-        """Ask a job to end, as Ctrl-C does, and wait until it has; one that has ended is left as it is."""
+        """Ask a job to end, as Ctrl-C does, and wait until it has; one that has ended is left as it is. Raises ClusterError."""
         job = self.find(id)
         if not job.ended:
+            deadline = time.monotonic() + STOPPED_S
             with _said_once(self.given):
                 self._client.stop_job(id)
                 while not (job := _job(self._client.get_job_info(id))).ended:
+                    if time.monotonic() > deadline:
+                        raise ClusterError(f"job {id} was asked to end, and hasn't within {STOPPED_S:.0f} s; see `cluster jobs`")
                     time.sleep(POLL_S)
         return job
 

@@ -50,7 +50,7 @@ def train(
 ) -> r.Trained:
     """Train one run of an experiment file. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one.
 
-    `resume`: the id of an earlier `train` to go on with, or "newest".
+    `resume`: the id of an earlier `train` to go on with, or "newest", or "if-any": the newest, or a new one.
     """
     out = _launch("train", experiment, overrides, address, resume, show)
     run = out.results[0]
@@ -80,7 +80,7 @@ def sweep(
 ) -> r.Swept:
     """Search an experiment's space. Raises Refused, Failed, Interrupted; the last two carry the result, if there is one.
 
-    `resume`: the id of an earlier sweep to go on with, or "newest".
+    `resume`: the id of an earlier sweep to go on with, or "newest", or "if-any": the newest, or a new one.
     """
     out = _launch("sweep", experiment, overrides, address, resume, show)
     best = None if out.best is None else {**dataclasses.asdict(out.best), "test": out.test, "baseline": out.baseline, "margin": out.margin}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 import warnings
 from pathlib import Path
 
 from orchestrator.errors import Note
-from orchestrator.events import summarise
+from orchestrator.events import RunEnded, RunStarted, summarise
 from orchestrator.experiment.config import Experiment
 from orchestrator.records import notify
 from orchestrator.records.ledger import Launch, Ledger
 from orchestrator.records.mirror import Mirror, mirror_of
 from orchestrator.records.notify import Notifier
 from orchestrator.records.tracking import BackgroundSender
+
+LEAST_S = 0.5  # for what was sent while MLflow was waited for
 
 
 class Beside:
@@ -42,6 +46,8 @@ class Beside:
         """Something happened."""
         if self.notifier is not None:
             self.notifier(event)
+        if self.mirror is not None and isinstance(event, RunStarted | RunEnded):
+            self.mirror.wake()
 
     def stop(self) -> None:
         """Nothing more will happen: the rest is sent while other things end."""
@@ -49,14 +55,19 @@ class Beside:
             self.sender.stop()
 
     def finish(self, state: str, patience_s: float, trial: int | None = None, error: str | None = None) -> tuple[int, str | None]:
-        """The end: (how many entries MLflow hasn't got after so many seconds without an answer, what it said)."""
+        """The end: (how many entries MLflow hasn't got after so many seconds, what it said). Ctrl-C ends the waiting."""
         assert self.sender is not None
-        left = self.sender.finish(patience_s)
-        if self.mirror is not None and (problem := self.mirror.stop()) is not None:
-            warnings.warn(problem, Note, stacklevel=2)
+        until = time.monotonic() + patience_s
+        if self.mirror is not None:
+            self.mirror.end()
         if self.notifier is not None:
-            self.notifier.finish(state, trial, error)
-        return left, self.sender.problem
+            self.notifier.end(state, trial, error)
+        with contextlib.suppress(KeyboardInterrupt):
+            self.sender.finish(patience_s)
+            for other in (self.mirror, self.notifier):
+                if other is not None and (problem := other.finish(max(LEAST_S, until - time.monotonic()))) is not None:
+                    warnings.warn(problem, Note, stacklevel=2)
+        return self.sender.finish(0), self.sender.problem
 
 
 def _best(ledger: Ledger, launch: Launch) -> float | None:

@@ -45,7 +45,7 @@ def cluster_submit(
 ) -> Job:
     """Send an experiment to a cluster as a job, which goes on whatever becomes of this process.
 
-    `command`: sweep where the file has a space, else train; `resume`: the id of an earlier launch to go on with, or "newest".
+    `command`: sweep where the file has a space, else train; `resume`: the id of an earlier launch to go on with, "newest" or "if-any".
     Raises Refused.
     """
     from orchestrator.catalog import catalog  # with all that an experiment may name: seconds, which the other commands don't need

@@ -41,6 +41,7 @@ from pipelines.stream import Streamed
 Show = Callable[[Event | Plan], None]
 FINISH_S = 20.0  # how long an ending command waits for an MLflow that doesn't answer
 SOON_S = 15.0  # ... one that was interrupted
+AT_ONCE_S = 1.0  # ... twice
 GRACE_S = 10.0  # for runs under way to write a checkpoint, when a command is interrupted
 HOOK = "orchestrator.execution.executor.set_up_worker"
 
@@ -48,7 +49,7 @@ HOOK = "orchestrator.execution.executor.set_up_worker"
 def run(command: Command, asked: Asked, address: str | None, show: Show, resume: str | None = None) -> Outcome:
     """Run it: everything recorded as it happens, the winner's bundle at the end. An interrupt gives an outcome too.
 
-    `resume`: the id of the launch to go on with, or resuming.NEWEST.
+    `resume`: the id of the launch to go on with, or resuming.NEWEST or IF_ANY.
     """
     check_store(destination())
     began = time.time()
@@ -68,16 +69,17 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
             if address is None and plan.executor != "inline":
                 held.enter_context(_connected(None, plan.threads, found.cpus))
             launch = resuming.reopen(ledger, earlier) if earlier is not None else _begin(ledger, command, asked, plan, launch_id)
-            beside.follow(ledger, launch)
             again = resuming.command_of(command, asked, address, launch.id)
-            asked = dataclasses.replace(asked, network=None)  # it may be large, and each trial makes its own
             try:
+                beside.follow(ledger, launch)
+                asked = dataclasses.replace(asked, network=None)  # it may be large, and each trial makes its own
                 ended = _drive(command, asked, plan, ledger, launch, _both(show, beside))
             except BaseException as reason:
                 raise _cut_short(ledger, launch, reason, again) from reason
         except BaseException as reason:  # what is recorded is sent, then it is raised again
+            hurried = isinstance(reason.__cause__ or reason, KeyboardInterrupt)
             with contextlib.suppress(OrchestratorError):
-                beside.finish(_state(reason), FINISH_S, error=str(reason))
+                beside.finish(_state(reason), AT_ONCE_S if hurried else FINISH_S, error=str(reason))
             raise
         beside.stop()
     winner = None if ended.winner is None else ended.winner.run.trial

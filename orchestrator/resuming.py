@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 import warnings
@@ -21,7 +22,7 @@ from orchestrator.experiment.read import resolve, space_of
 from orchestrator.records.ledger import Launch, Ledger
 from orchestrator.records.mirror import mirror_of, mirrored, restore
 
-NEWEST = "newest"
+NEWEST, IF_ANY = "newest", "if-any"
 MAY_DIFFER = ("sweep.trials", "sweep.space", "sweep.max_concurrent", "sweep.executor", "training.executor", "scaling", "budget", "notify")
 
 
@@ -33,8 +34,19 @@ class Begun:
     under_way: list[RunStarted]
 
 
-def earlier(command: Command, asked: Asked, which: str) -> Launch:
-    """The launch to go on with, by this folder's ledger; a folder without one takes that launch's from `storage.path`. Raises Refused."""
+class Nothing(Refused):
+    """There is no launch to go on with."""
+
+
+def earlier(command: Command, asked: Asked, which: str) -> Launch | None:
+    """The launch to go on with, by this folder's ledger; a folder without one takes that launch's from `storage.path`. Raises Refused.
+
+    `which`: its id, or NEWEST, or IF_ANY: the newest, None where there is none.
+    """
+    if which == IF_ANY:
+        with contextlib.suppress(Nothing):
+            return earlier(command, asked, NEWEST)
+        return None
     if not (home() / "ledger.sqlite").exists() and not _restored(command, asked, which):
         raise _nothing(command, asked)
     ledger = Ledger(home())
@@ -76,9 +88,9 @@ def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
     return replace(launch, experiment=experiment.plain(), metric=experiment.metric, mode=experiment.mode)
 
 
-def _nothing(command: str, asked: Asked) -> Refused:
+def _nothing(command: str, asked: Asked) -> Nothing:
     where = home() / "ledger.sqlite"
-    return Refused(f"there is no {command} of '{asked.experiment.name}' in {where}; start it without --resume", key="--resume")
+    return Nothing(f"there is no {command} of '{asked.experiment.name}' in {where}; start it without --resume", key="--resume")
 
 
 def _as_read_now(launch: Launch, asked: Asked) -> dict[str, Any]:

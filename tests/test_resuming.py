@@ -40,7 +40,7 @@ def elsewhere(asked: Asked, tmp_path: Path) -> Elsewhere:
         ledger.launch(launch)
         beside.follow(ledger, launch)
         assert beside.mirror is not None
-        assert beside.mirror.stop() is None
+        assert beside.mirror.finish(60) is None
         ledger.close()
 
     return made

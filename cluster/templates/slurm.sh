@@ -40,8 +40,7 @@ export RAY_USAGE_STATS_ENABLED=0
 # ray symmetric-run starts Ray on every node, waits for all of them, and runs what follows -- on the first; Ray ends with it
 # shellcheck disable=SC2016  # the words in single quotes are for the shell on the first node
 driver='echo $$ > "$1"; shift
-resumable() { [ -f .orchestrator/ledger.sqlite ] && [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; }
-if resumable; then exec "$@" --resume; fi
+if [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ]; then exec "$@" --resume if-any; fi
 exec "$@"'
 srun ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus="$SLURM_CPUS_PER_TASK"@@{ray_gpus} --disable-usage-stats -- \
@@ -58,7 +57,7 @@ while kill -0 "$step" 2> /dev/null; do  # a signal ends `wait`, not the step
     wait "$step" || code=$?
 done
 rm -f "$state"
-if [ "$code" -eq 130 ]; then  # interrupted, resumable
+if [ "$code" -eq 130 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then  # interrupted, resumable; a full disk is no matter of time
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

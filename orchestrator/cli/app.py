@@ -16,7 +16,7 @@ from orchestrator.cli import cluster, deploy, look, operate, output, run
 from orchestrator.cli.stdout import kept_for_the_document
 from orchestrator.errors import Failed, Interrupted, Note, OrchestratorError, Refused
 
-LAUNCH = re.compile(r"\d{8}-\d{6}-[0-9a-f]+")  # records.ledger.new_id
+WHICH = re.compile(r"\d{8}-\d{6}-[0-9a-f]+|if-any")  # records.ledger.new_id, resuming.IF_ANY
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -83,7 +83,7 @@ def _with_resume(words: list[str]) -> list[str]:
     """`--resume` without an id means the newest: an option's value is never optional to typer."""
     said = list(words)
     for place, word in enumerate(words):
-        if word == "--resume" and not LAUNCH.fullmatch("".join(words[place + 1 : place + 2])):
+        if word == "--resume" and not WHICH.fullmatch("".join(words[place + 1 : place + 2])):
             said[place] = "--resume=newest"
     return said
 

@@ -13,7 +13,10 @@ Overrides = Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE ..
 Address = Annotated[Optional[str], typer.Option(help="A running Ray cluster (default: RAY_ADDRESS; none: this machine).")]  # noqa: UP045
 Resume = Annotated[
     Optional[str],  # noqa: UP045
-    typer.Option(metavar="[ID]", help="Go on with the newest of this experiment, or with ID: what has ended isn't run again."),
+    typer.Option(
+        metavar="[ID|if-any]",
+        help="Go on with the newest of this experiment (if-any: or begin anew), or with ID: what has ended isn't run again.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 

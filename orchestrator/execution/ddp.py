@@ -145,8 +145,10 @@ class Gangs:
             with contextlib.suppress(Exception):  # the newest of Ray Train's actors
                 if not self._deaf:
                     self._listen(0)
-            self._abort([gang for gang, thread in zip(self.heard.gangs, self.threads, strict=False) if thread.is_alive()])
-            ray.kill(self.hub)
+            with contextlib.suppress(Exception):  # Ray may be gone; what the runs' end is, is known
+                self._abort([gang for gang, thread in zip(self.heard.gangs, self.threads, strict=False) if thread.is_alive()])
+            with contextlib.suppress(Exception):
+                ray.kill(self.hub)
             for thread in self.threads:
                 thread.join(0 if self._lost else 30 if self._deaf else 10)
             self.folder.cleanup()

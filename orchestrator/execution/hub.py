@@ -125,10 +125,15 @@ class Hub:
         found.lost &= found.ranks.keys() - {rank.rank}
         self.oom_kills.setdefault(rank.node, rank.oom_kills)
         if rank.rank == 0:
-            found.stop.set()  # who waited for it is gone
-            found.stop, found.left, found.dealt, found.moving = asyncio.Event(), asyncio.Event(), asyncio.Event(), False
-            if self.closing:
-                found.stop.set()
+            found.left, found.dealt, found.moving = asyncio.Event(), asyncio.Event(), False
+            self._afresh(found)
+
+    def _afresh(self, found: _Gang) -> None:
+        """Who asked before is gone: a question for a job that waits here still must not be given one."""
+        found.stop.set()
+        found.stop = asyncio.Event()
+        if self.closing:
+            found.stop.set()
 
     async def stop_asked(self, gang: int) -> bool:
         """Answers when the gang is to stop."""
@@ -139,8 +144,8 @@ class Hub:
         found = self.gangs[gang]
         found.up, found.failures = True, 0
         self._again(gang, "moved", "")  # ranks that were replaced without a word
-        deadline = time.monotonic() + wait_s
-        while not found.stop.is_set():
+        stop, deadline = found.stop, time.monotonic() + wait_s
+        while not stop.is_set():
             found.work = self._taken(gang)
             if found.work is not None:
                 return found.work.job
@@ -148,7 +153,7 @@ class Hub:
             if rest <= 0:
                 return Answer.WAIT
             await _within(self.change.wait(), rest)
-        return self._leave(found)
+        return self._leave(found) if found.stop is stop else self._stopped
 
     def _taken(self, gang: int) -> _Work | None:
         """The job that a gang begins now, or goes on with."""
@@ -263,6 +268,7 @@ class Hub:
             cause = "memory"
         self.oom_kills |= oom_kills
         self._again(gang, "moved" if found.moving else cause, says)
+        self._afresh(found)
         found.failures += counts
         if found.failures > MAX_RESTARTS:
             found.broken = says

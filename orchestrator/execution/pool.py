@@ -104,8 +104,10 @@ class Pool:
                 return events
 
     def verdict(self, slot: int, go_on: bool) -> None:
-        """Answer a slot's EpochEnded. If its actor died meanwhile, the epoch will be said again."""
-        work = self.works[slot]
+        """Answer a slot's EpochEnded. If its actor died meanwhile, the epoch will be said again, if it isn't at its end."""
+        work = self.works.get(slot)
+        if work is None or not work.asks:
+            return
         work.asks = False
         actor = self._of(work)
         if actor is not None:

@@ -83,6 +83,7 @@ def _next(waiting: deque[RunStarted], judge: Judge, make: Make) -> tuple[Job, Ru
     if waiting:
         before = waiting.popleft()
         job, started = make(before.trial, before.values, True)
+        job = replace(job, known=len(judge.verdicts.get(before.trial, ())))
         return job, RunResumed(before.trial, int(time.time() * 1000), started.env)
     if judge.meter.full() is not None:
         return None

@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from orchestrator.errors import Failed
 from orchestrator.storage import StorageError, below, delete, names, read_file, write_file
 
 NAME = "ledger.sqlite"
+REST = 9.0  # times what a copy took is waited after it: a large ledger of short trials isn't copied all the time
 COPY = re.compile(r"([\w-]+)\.sqlite")  # of a launch
 
 
@@ -31,13 +33,13 @@ def mirror_of(storage: str, experiment: str, command: str) -> str:
 
 def mirror(ledger: Path, uri: str, launch: str) -> None:
     """Copy a ledger to `<uri>/<launch>.sqlite`, atomically. Raises Failed, with what is there left as it is."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / NAME
-        try:
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / NAME
             _back_up(ledger, copy)
             write_file(uri, _copy_of(launch), copy.read_bytes())
-        except (OSError, sqlite3.Error, StorageError) as error:
-            raise Failed(f"the ledger can't be mirrored to '{uri}': {_says(error)}") from None
+    except (OSError, sqlite3.Error, StorageError) as error:
+        raise Failed(f"the ledger can't be mirrored to '{uri}': {_says(error)}") from None
 
 
 def mirrored(uri: str) -> list[str]:
@@ -77,12 +79,15 @@ def _copy_of(launch: str) -> str:
 
 
 class Mirror:
-    """Mirrors a folder's ledger in the background, whenever it has changed; what fails is tried again, and its last error kept."""
+    """Mirrors a folder's ledger in the background, if it has changed: every so often, and soon after `wake`.
+
+    What fails is tried again, and its last error kept.
+    """
 
     def __init__(self, folder: Path, uri: str, launch: str, every_s: float = 30.0) -> None:
         self.problem: str | None = None
         self._ledger, self._uri, self._launch, self._every_s = folder / NAME, uri, launch, every_s
-        self._ended = threading.Event()
+        self._asked, self._ended = threading.Event(), threading.Event()
         self._seen: Any = None
         self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
 
@@ -90,17 +95,30 @@ class Mirror:
         """Begin."""
         self._thread.start()
 
-    def stop(self, timeout_s: float = 20.0) -> str | None:
-        """Mirror the rest, and end; what is wrong, if anything."""
+    def wake(self) -> None:
+        """Something happened that is not to be lost."""
+        self._asked.set()
+
+    def end(self) -> None:
+        """Mirror the rest, and end."""
         self._ended.set()
+        self._asked.set()
+
+    def finish(self, timeout_s: float) -> str | None:
+        """Wait for the end; what is wrong, if anything."""
+        self.end()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            return f"the ledger wasn't mirrored to '{self._uri}' within {timeout_s:.0f} s"
+            return f"the ledger wasn't mirrored to '{self._uri}' within {timeout_s:.3g} s"
         return self.problem
 
     def _work(self) -> None:
-        while not self._ended.wait(self._every_s):
+        while not self._ended.is_set():
+            self._asked.wait(self._every_s)
+            self._asked.clear()
+            began = time.monotonic()
             self._once()
+            self._ended.wait(REST * (time.monotonic() - began))
         self._once()
 
     def _once(self) -> None:

@@ -15,12 +15,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from orchestrator.errors import ExperimentError, Note, Problem, shown
+from orchestrator.errors import ExperimentError, Problem, shown
 from orchestrator.events import EpochEnded, better
 from orchestrator.experiment.config import NotifyConfig
 from orchestrator.records.ledger import Launch
@@ -29,7 +28,6 @@ URL, SECRET = "ORCHESTRATOR_NOTIFY_URL", "ORCHESTRATOR_NOTIFY_SECRET"
 SIGNATURE = "X-Orchestrator-Signature"
 ANSWER_S = 5.0
 WAITS_S = (1.0, 3.0)  # before the second and the third try
-FINISH_S = 12.0  # how long an ending command waits for what is still to be sent
 
 
 def destination(config: NotifyConfig, env: Mapping[str, str] = os.environ) -> tuple[str, bytes] | None:
@@ -75,19 +73,21 @@ class Notifier:
                 self.best = value
                 self._tell("best", trial=event.trial, epoch=event.epoch, value=value)
 
-    def finish(self, state: str, trial: int | None = None, error: str | None = None) -> None:
-        """Tell the end (`finished`, or `failed` for whatever else), and wait a while for what isn't sent. `trial`: the winner."""
-        if self.to is None:
-            return
+    def end(self, state: str, trial: int | None = None, error: str | None = None) -> None:
+        """Tell the end: `finished`, or `failed` for whatever else. `trial`: the winner."""
         said = {"error": shown(error)} if error else {}
         self._tell("finished" if state == "finished" else "failed", state=state, trial=trial, value=self.best, **said)
         self._messages.put(None)
-        self._thread.join(FINISH_S)
+
+    def finish(self, timeout_s: float) -> str | None:
+        """Wait for what isn't sent; what is wrong, if anything."""
+        if self.to is None:
+            return None
+        self._thread.join(timeout_s)
         self._hurry.set()
         if self._thread.is_alive() and self.problem is None:
             self.problem = "it doesn't answer in time"
-        if self.problem is not None:
-            warnings.warn(f"notify: not everything was taken by {_host(self.to[0])}: {self.problem}", Note, stacklevel=2)
+        return None if self.problem is None else f"notify: not everything was taken by {_host(self.to[0])}: {self.problem}"
 
     def _tell(self, event: str, **said: Any) -> None:
         if event in self.config.on:

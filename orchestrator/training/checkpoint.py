@@ -84,6 +84,13 @@ def load(uri: str) -> Any | None:
     return found.state
 
 
+def clear(uri: str) -> None:
+    """Delete what a run of the same number left there that no ledger knows of. Raises StorageError if that can't be told now."""
+    for name in names(uri):
+        if NAME.fullmatch(name) or LEFT_OVER.fullmatch(name):
+            delete(uri, name)
+
+
 def read(uri: str, number: int) -> Any:
     """The state of one generation. Raises Damaged, or StorageError if it can't be read now."""
     name = name_of(number)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from orchestrator.errors import shown
 from orchestrator.storage import StorageError, below, write_file
 
 TRACE = "error.txt"
@@ -29,7 +30,7 @@ def one_line(failure: BaseException, folder: Path) -> str:
     """An exception in one line: what, and the last file:line of the user's own code, else of ours."""
     frames = traceback.extract_tb(failure.__traceback__)
     theirs = [f for f in frames if Path(f.filename).is_relative_to(folder.resolve()) and "site-packages" not in f.filename]
-    said = " ".join(str(failure).split()) or "no message"
+    said = shown(" ".join(str(failure).split())) or "no message"
     if isinstance(failure, ArithmeticError) and not theirs:
         return said
     at = (theirs or frames)[-1:]
@@ -39,7 +40,7 @@ def one_line(failure: BaseException, folder: Path) -> str:
 
 def keep_trace(uri: str, trial: int | None, failure: BaseException) -> str | None:
     """Write the whole traceback beside a trial's checkpoints; its path."""
-    text = "".join(traceback.format_exception(failure))
+    text = shown("".join(traceback.format_exception(failure)))
     with contextlib.suppress(StorageError):
         header = json.dumps({"trial": trial})
         write_file(uri, TRACE, f"{header}\n{text}".encode())

@@ -58,6 +58,7 @@ class Job:
     streamed: bool = False  # rows are read from disk while it trains
     origin: Origin | None = None
     logs: str | None = None  # the folder of what its ranks print
+    known: int | None = None  # epochs of a resumed run that are recorded; None: all, but maybe its last
     code: bytes | None = None  # the user's own modules, packed, for a machine without `folder`
 
 
@@ -82,7 +83,7 @@ def run(job: Job, place: Place | None = None, stop: Callable[[], bool] = never) 
     """The trial's events; send False to stop it after an epoch. Each rank yields the same events. Raises PeerLost.
 
     `stop` is asked between steps, rank 0's for all: the trial then ends as interrupted, with a checkpoint that goes on exactly there.
-    A resumed trial says its last epoch again first, since it may have been trained and not recorded.
+    A resumed trial first says again what may have been trained and not recorded: its last epoch, or all that the job doesn't know of.
     """
     place = place or Place()
     began = time.time()
@@ -153,6 +154,8 @@ class _Trial:
         self.prepared, train, validation = _data(job.data, place.device, job.streamed)
         family = build_family(job.experiment, self.prepared.schema, job.folder)
         family.bind(self.prepared.tables())
+        if not job.resume and place.rank == 0:
+            checkpoint.clear(job.checkpoints)
         before = newest_for_all(job.checkpoints, place.rank, place.world_size) if job.resume else checkpoint.Found()
         if job.origin is not None and before.state is None:
             transfer.load(family, job.origin)
@@ -179,12 +182,16 @@ class _Trial:
         return Training(family, self.prepared.encoder, shuffled, validation, optimizer, settings, augment)
 
     def epochs(self) -> Iterator[EpochEnded]:
-        """What a resumed run's last epoch gave, once more, and then one epoch after the other."""
-        if self.kept.history:
-            yield self._event()
+        """What a resumed run gave that may not be recorded, once more, and then one epoch after the other."""
+        history = self.kept.history
+        last = len(history) - 1
+        for place in range(last if self.job.known is None else min(last, self.job.known), last):
+            yield self._event(place, last=False)
+        if history:
+            yield self._event(last, self.training.finished)
         while not self.training.finished:
             self._epoch()
-            yield self._event()
+            yield self._event(-1, self.training.finished)
 
     def close(self) -> None:
         """Write the last checkpoint: the best weights, their record, and the state to go on from."""
@@ -197,9 +204,9 @@ class _Trial:
         if self.pauses.after_epoch(self.training.epoch, self.training.step):
             self._save()
 
-    def _event(self) -> EpochEnded:
-        row = self.kept.history[-1]
-        return EpochEnded(self.job.trial, row["epoch"], row["metrics"], row["at_ms"], self.training.finished)
+    def _event(self, place: int, last: bool) -> EpochEnded:
+        row = self.kept.history[place]
+        return EpochEnded(self.job.trial, row["epoch"], row["metrics"], row["at_ms"], last)
 
     def _between_steps(self) -> None:
         """Save what is due, and stop if that is asked for. Raises _Stopped."""

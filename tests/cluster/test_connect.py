@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import socket
-import subprocess
 import zipfile
 from pathlib import Path
 
+import filelock
 import pytest
 
 import cluster
@@ -30,13 +30,12 @@ def test_an_address_where_nothing_listens_is_refused_at_once_and_leaves_nothing(
 
 
 def test_the_folders_of_processes_that_were_killed_are_removed_and_no_others(tmp_path: Path) -> None:
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    for name in (f"orc-{dead.pid}-abc", f"orc-{os.getppid()}-abc", "orc-else-abc", "other"):
+    for name in ("orc-dead", "orc-lives", "orc-new", "other"):
         (tmp_path / name / "session").mkdir(parents=True)
-    own = _own_folder(tmp_path)
-    assert own.name.startswith(f"orc-{os.getpid()}-")
-    assert {path.name for path in tmp_path.iterdir()} == {f"orc-{os.getppid()}-abc", "orc-else-abc", "other", own.name}
+    (tmp_path / "orc-dead" / "lock").touch()  # without who holds it
+    with filelock.FileLock(tmp_path / "orc-lives" / "lock"), _own_folder(tmp_path) as own:
+        assert {path.name for path in tmp_path.iterdir()} == {"orc-lives", "orc-new", "other", own.name}
+    assert not own.exists()
 
 
 def test_the_travelling_wheel_holds_every_file_of_the_packages_and_no_dependency(tmp_path: Path) -> None:

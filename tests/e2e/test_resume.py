@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import sqlite3
 import time
 from typing import Any
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.slow
 LONG = ("sweep.trials=8", "training.epochs=6", "sweep.scheduler=none")
 SOME = ("sweep.trials=6", "training.epochs=3")
 ALONE = "sweep.executor=inline"  # one slot, so that the searcher hears in one order; and ten starts without Ray's
+EACH_EPOCH = "training.checkpoint_every={epochs: 1}"
 TIMED = ("epoch_s", "samples_per_s")
 
 
@@ -179,6 +181,41 @@ def test_a_run_killed_exactly_there_ends_with_the_same_weights_bit_for_bit(
     [run] = here.recorded()
     assert sorted(row.step for row in here.client().get_metric_history(run.info.run_id, "val_loss")) == [1, 2, 3, 4, 5, 6]
     assert run.info.status == "FINISHED"
+
+
+def forget(shell: Shell, where: str) -> int:
+    """As if the ledger were a copy from before: what is forgotten may lie in the checkpoints and in MLflow."""
+    with contextlib.closing(sqlite3.connect(shell.folder / ".orchestrator" / "ledger.sqlite")) as db, db:
+        lost = db.execute(f"delete from entries where {where}").rowcount
+        db.execute("update sent set seq = (select max(seq) from entries)")
+        db.execute("delete from identities")
+    return lost
+
+
+def test_a_run_whose_ledger_is_older_than_its_checkpoint_records_what_is_missing(here: Here) -> None:
+    words = (*TRAIN, EACH_EPOCH)
+    (with_killer(here).folder / "moment").write_text("training 110")
+    assert here.start(*words).finish(200).code == -signal.SIGKILL
+    here.run("sync")
+    assert forget(here, "kind = 'epoch' and json_extract(data, '$.epoch') > 2") == 3
+    resumed = here.run(*words, "--resume", "--json").json
+    assert (resumed["state"], resumed["epochs"], epochs_in_ledger(here.folder)) == ("finished", 6, 6)
+    [run] = here.recorded()
+    assert sorted(row.step for row in here.client().get_metric_history(run.info.run_id, "val_loss")) == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_trial_that_the_ledger_has_lost_begins_anew_with_a_run_of_its_own(here: Here) -> None:
+    words = ("sweep", "killed.yaml", "sweep.trials=2", "training.epochs=4", "sweep.scheduler=none", EACH_EPOCH, ALONE)
+    (with_killer(here).folder / "moment").write_text("training 130")
+    assert here.start(*words).finish(200).code == -signal.SIGKILL
+    here.run("sync")
+    lost = {run.info.run_id for run in here.recorded() if run.data.tags["orchestrator.trial"] == "1"}
+    assert forget(here, "trial = 1") > 2
+    done = here.run(*words, "--resume", "--json").json
+    check_complete(here, done, 2)
+    assert [trial["epochs"] for trial in done["trials"]] == [4, 4]
+    assert len(lost) == 1
+    assert not lost & {trial["run_id"] for trial in done["trials"]}
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])

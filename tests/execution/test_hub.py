@@ -86,6 +86,31 @@ def test_a_gang_that_moves_gives_no_end_of_its_run_and_goes_on_with_it_at_no_cha
     run(case)
 
 
+@pytest.mark.parametrize("back", [True, False])
+def test_a_rank_that_died_while_it_waited_for_a_job_is_given_none(back: bool) -> None:
+    async def case() -> None:
+        hub = Hub(1, 1)
+        await hub.register(0, rank(0))
+        waits = asyncio.create_task(hub.next(0, 5))
+        await asyncio.sleep(0)
+        if back:
+            await hub.register(0, rank(0))
+            again = asyncio.create_task(hub.next(0, 5))
+            await asyncio.sleep(0)
+        else:
+            await hub.failed(0, "died", "SIGKILL", True, {})
+        await hub.submit(0, job(1))
+        assert await waits is Answer.LEAVE
+        if not back:
+            await hub.register(0, rank(0))
+            again = asyncio.create_task(hub.next(0, 5))
+        given = await again
+        assert isinstance(given, Job)
+        assert (given.trial, given.resume) == (1, False)
+
+    run(case)
+
+
 def test_a_gang_that_is_closed_leaves_wherever_it_is_and_its_run_has_ended() -> None:
     async def case() -> None:
         hub = Hub(1, 1)

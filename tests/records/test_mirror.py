@@ -135,9 +135,22 @@ def test_the_background_mirror_follows_the_ledger_and_sends_the_rest_when_it_end
         assert time.monotonic() < deadline, "nothing was mirrored"
         time.sleep(0.01)
     ledger.launch(LAUNCH)
-    assert background.stop() is None
+    assert background.finish(60) is None
     restore(str(tmp_path / "shared"), tmp_path / "there", LAUNCH.id)
     assert Ledger(tmp_path / "there").launches() == [LAUNCH.id]
+
+
+def test_what_is_not_to_be_lost_is_mirrored_at_once(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "here")
+    ledger.launch(LAUNCH)
+    background = Mirror(tmp_path / "here", str(tmp_path / "shared"), LAUNCH.id, every_s=3600)
+    background.start()
+    background.wake()
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "shared" / COPY).exists():
+        assert time.monotonic() < deadline, "nothing was mirrored"
+        time.sleep(0.01)
+    assert background.finish(60) is None
 
 
 def test_a_place_that_takes_nothing_is_said_and_does_not_end_the_command(tmp_path: Path) -> None:
@@ -145,7 +158,7 @@ def test_a_place_that_takes_nothing_is_said_and_does_not_end_the_command(tmp_pat
     (tmp_path / "file").write_text("")
     background = Mirror(tmp_path / "here", str(tmp_path / "file" / "below"), LAUNCH.id, every_s=0.05)
     background.start()
-    assert "can't be mirrored" in str(background.stop())
+    assert "can't be mirrored" in str(background.finish(60))
 
 
 def test_a_bucket_named_with_options_holds_a_copy_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,13 @@ import json
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from orchestrator.errors import ExperimentError, Note
+from orchestrator.errors import ExperimentError
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.experiment.config import NotifyConfig
 from orchestrator.records import notify
@@ -82,7 +81,8 @@ def test_each_better_value_and_the_end_are_told_in_order_and_signed(receiver: Re
     tell = notifier(receiver, "best", "finished", "failed")
     for event in (epoch(0, 1, 0.5), epoch(1, 1, 0.4), epoch(1, 2, 0.5), epoch(1, 3, 0.7), RunEnded(1, "finished", 2)):
         tell(event)
-    tell.finish("finished", trial=1)
+    tell.end("finished", trial=1)
+    assert tell.finish(60) is None
     told = [(m["event"], m["trial"], m["value"]) for m in receiver.messages]
     assert told == [("best", 0, 0.5), ("best", 1, 0.7), ("finished", 1, 0.7)]
     assert receiver.messages[1] | {"at": ""} == {
@@ -96,7 +96,8 @@ def test_each_better_value_and_the_end_are_told_in_order_and_signed(receiver: Re
 def test_only_what_was_asked_for_is_told(receiver: Receiver) -> None:
     tell = notifier(receiver, "failed")
     tell(epoch(0, 1, 0.5))
-    tell.finish("failed", error="ValueError: no 's3://me:hunter2@bucket'")
+    tell.end("failed", error="ValueError: no 's3://me:hunter2@bucket'")
+    assert tell.finish(60) is None
     assert [(m["event"], m["state"], m["error"]) for m in receiver.messages] == [("failed", "failed", "ValueError: no 's3://bucket'")]
 
 
@@ -104,7 +105,8 @@ def test_in_a_launch_that_goes_on_only_what_is_better_than_before_is_told(receiv
     tell = Notifier(NotifyConfig(on=("best",)), LAUNCH, (receiver.url, SECRET), best=0.6)
     tell(epoch(0, 1, 0.5))
     tell(epoch(0, 2, 0.65))
-    tell.finish("interrupted")
+    tell.end("interrupted")
+    assert tell.finish(60) is None
     assert [m["value"] for m in receiver.messages] == [0.65]
 
 
@@ -112,9 +114,8 @@ def test_in_a_launch_that_goes_on_only_what_is_better_than_before_is_told(receiv
 def test_what_the_receiver_refuses_at_first_is_sent_again(receiver: Receiver, answer: int) -> None:
     receiver.answers = [answer, answer]
     tell = notifier(receiver, "finished")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tell.finish("finished")
+    tell.end("finished")
+    assert tell.finish(60) is None
     assert [m["event"] for m in receiver.messages] == ["finished"] * 3
     assert len(set(receiver.bodies)) == 1
 
@@ -122,21 +123,19 @@ def test_what_the_receiver_refuses_at_first_is_sent_again(receiver: Receiver, an
 def test_a_receiver_that_always_refuses_is_a_note_without_the_path_of_its_url(receiver: Receiver) -> None:
     receiver.answers = [500] * 3
     tell = notifier(receiver, "finished")
-    with pytest.warns(Note, match=r"not everything was taken by http://127\.0\.0\.1: HTTP 500") as notes:
-        tell.finish("finished")
-    assert "hook" not in str(notes[0].message)
+    tell.end("finished")
+    assert tell.finish(60) == "notify: not everything was taken by http://127.0.0.1: HTTP 500"
 
 
-def test_a_receiver_that_never_answers_keeps_neither_the_launch_nor_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify, "FINISH_S", 0.2)
+def test_a_receiver_that_never_answers_keeps_neither_the_launch_nor_its_end() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, says nothing
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         tell = Notifier(NotifyConfig(on=("best", "finished")), LAUNCH, (url, SECRET))
         began = time.monotonic()
         for number in range(1, 500):
             tell(epoch(0, number, number / 1000))
-        with pytest.warns(Note, match="it doesn't answer in time"):
-            tell.finish("finished")
+        tell.end("finished")
+        assert "it doesn't answer in time" in str(tell.finish(0.2))
         assert time.monotonic() - began < notify.ANSWER_S, "it waited for the receiver"
 
 
@@ -148,7 +147,8 @@ def test_a_launch_in_which_nothing_happens_is_told_of_once_until_something_does(
             assert time.monotonic() < deadline
             time.sleep(0.01)
         tell(epoch(0, count, 0.5))
-    tell.finish("finished")
+    tell.end("finished")
+    assert tell.finish(60) is None
     assert {m["event"] for m in receiver.messages} == {"stalled"}
     assert 2 <= len(receiver.bodies) <= 3
 
@@ -157,7 +157,8 @@ def test_without_a_url_nobody_is_told_and_no_thread_runs() -> None:
     before = threading.active_count()
     tell = Notifier(NotifyConfig(), LAUNCH, destination(NotifyConfig(), {}))
     tell(epoch(0, 1, 0.5))
-    tell.finish("finished")
+    tell.end("finished")
+    assert tell.finish(60) is None
     assert threading.active_count() == before
 
 

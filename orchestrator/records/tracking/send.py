@@ -31,6 +31,7 @@ class Sender:
         self._runs: dict[tuple[str, int | None], str] = {}
         self._deleted: set[tuple[str, int | None]] = set()  # by the user, of the launch looked up last: they get nothing more
         self._fresh: set[str] = set()  # runs that were made here, and have no rows yet
+        self._began: dict[str, int] = {}  # when runs that were found there began
 
     def send(self) -> int:
         """Everything that isn't there yet; the number of entries sent. A launch that is refused holds no other up: raised at the end."""
@@ -65,6 +66,8 @@ class Sender:
 
     def _send_run(self, launch: Launch, trial: int | None, entries: Sequence[Entry]) -> None:
         """What these entries say of one run. Every part of it may be sent again."""
+        if trial is not None and entries[0].kind == "started":
+            self._drop_namesake(launch, trial, entries[0].at_ms)
         run_id = self._run(launch, trial, entries[0].at_ms)
         rows = rows_of(self.ledger, launch, entries)
         self._send_rows(run_id, rows)
@@ -115,6 +118,13 @@ class Sender:
             self._remember(launch, {trial: self._create(launch, trial, launch.at_ms if trial is None else at_ms)})
         return self._runs[launch.id, trial]
 
+    def _drop_namesake(self, launch: Launch, trial: int, at_ms: int) -> None:
+        """A run of a trial that began at another time is of a ledger that was lost: what was restored asked for this one anew."""
+        there = self._runs.get((launch.id, trial))
+        if there in self._began and self._began[there] != at_ms:
+            self.client.delete_run(there)
+            del self._runs[launch.id, trial]
+
     def _look_up(self, launch: Launch) -> None:
         """Every run of a launch that MLflow has, by the tags that identify it: one question a launch. Deleted ones must not come back."""
         live: dict[int | None, list[Any]] = {}
@@ -122,6 +132,7 @@ class Sender:
         for run in self._search(launch):
             _, _, key = run.data.tags["orchestrator.key"].partition("/")
             trial = None if key == "parent" else int(key)
+            self._began[run.info.run_id] = run.info.start_time
             if run.info.lifecycle_stage == "deleted":
                 deleted[trial] = run.info.run_id
             else:
