@@ -26,8 +26,11 @@ class Trials:
     plan: Plan
     launch: Launch
 
-    def make(self, trial: int | None, values: dict[str, Any], resume: bool) -> tuple[Job, RunStarted]:
-        """The job of a trial with these values (of `train`, without a number: the file's own)."""
+    def make(self, trial: int | None, values: dict[str, Any], known: int | None) -> tuple[Job, RunStarted]:
+        """The job of a trial with these values (of `train`, without a number: the file's own).
+
+        `known`: how many epochs are recorded of a run that goes on; None: it begins.
+        """
         asked, plan, experiment = self.asked, self.plan, self.asked.experiment
         chosen = with_values(experiment, values, catalog(asked.folder)) if trial is not None and values else experiment
         origin, start = asked.starts.of(chosen) if asked.starts else (None, {})
@@ -40,7 +43,8 @@ class Trials:
             plan.precision,
             plan.threads,
             epochs_of(chosen, asked.prepared.rows["train"]),
-            resume=resume,
+            resume=known is not None,
+            known=known,
             streamed=plan.streamed,
             origin=origin,
             logs=str(logs_of(home(), self.launch.id, trial)),

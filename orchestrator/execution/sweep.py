@@ -28,7 +28,7 @@ class Asks(Protocol):
     def end(self, trial: Any, failed: bool) -> None: ...
 
 
-Make = Callable[[Any, dict[str, Any], bool], tuple[Job, RunStarted]]
+Make = Callable[[Any, dict[str, Any], int | None], tuple[Job, RunStarted]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ def drive(
 ) -> None:
     """Run until the search has no further trial and every slot is free. Every event is appended before it has a consequence.
 
-    `under_way`: runs of a resumed launch, which go on first; `make(trial, values, resume)` gives a run's job. On an interrupt and on an
+    `under_way`: runs of a resumed launch, which go on first; `make(trial, values, known)` gives a run's job, `known`: how many
+    epochs are recorded of one that goes on. On an interrupt and on an
     error of the executor the runs under way are appended as interrupted, and it is raised again.
     """
     free, running, waiting = list(range(executor.slots)), {}, deque(under_way)
@@ -82,13 +83,12 @@ def _next(waiting: deque[RunStarted], judge: Judge, make: Make) -> tuple[Job, Ru
     """The job of the next run, and the event of its beginning: first what was under way, then what the search asks for."""
     if waiting:
         before = waiting.popleft()
-        job, started = make(before.trial, before.values, True)
-        job = replace(job, known=len(judge.verdicts.get(before.trial, ())))
+        job, started = make(before.trial, before.values, len(judge.verdicts.get(before.trial, ())))
         return job, RunResumed(before.trial, int(time.time() * 1000), started.env)
     if judge.meter.full() is not None:
         return None
     asked = judge.search.ask()
-    return None if asked is None else make(*asked, False)
+    return None if asked is None else make(*asked, None)
 
 
 def _raise_if_interrupted(events: Sequence[Event]) -> None:

@@ -67,6 +67,16 @@ def test_two_workers_that_the_kernel_kills_at_once_have_both_died_for_want_of_me
     assert (slot, ended.error) == (2, f"its worker died 4 times: SIGKILL; what it printed: {tmp_path}/rank-0.log")
 
 
+def test_a_verdict_on_a_trial_that_has_ended_or_waits_for_another_actor_meanwhile_goes_to_nobody(make_job: MakeJob) -> None:
+    made: Any = Pool.__new__(Pool)
+    made.works, made.actors, made._pending = {}, [], {}
+    made.verdict(0, True)
+    work = made.works[0] = Work(0, make_job(trial=0), 0, waits=False)
+    made.actors = [Actor(SimpleNamespace(answer=None), None, work)]  # another actor, which has said nothing yet
+    made.verdict(0, True)
+    assert made._pending == {}
+
+
 @pytest.mark.slow
 class TestPool(ExecutorContract):
     @pytest.fixture

@@ -69,8 +69,8 @@ class Memory:
         """Nothing to end."""
 
 
-def make(trial: int, values: dict[str, Any], resume: bool) -> tuple[Any, RunStarted]:
-    return SimpleNamespace(trial=trial, resume=resume), RunStarted(trial, 1000, values, values)
+def make(trial: int, values: dict[str, Any], known: int | None) -> tuple[Any, RunStarted]:
+    return SimpleNamespace(trial=trial, resume=known is not None), RunStarted(trial, 1000, values, values)
 
 
 def searching(experiment: Experiment, trials: int) -> Search:

@@ -274,6 +274,24 @@ def test_a_resumed_run_says_its_last_epoch_again_as_it_was(make_job: MakeJob) ->
     assert [e.epoch for e in again[:-1]] == [2, 3]
 
 
+@pytest.mark.parametrize(("known", "said"), [(0, [1, 2, 3]), (1, [2, 3]), (2, [2, 3])])
+def test_a_resumed_run_says_again_all_that_is_not_recorded(known: int, said: list[int], make_job: MakeJob) -> None:
+    job = make_job(*LONG)
+    first = finish(job, before_step(25))
+    again = finish(dataclasses.replace(resumed(job), known=known))
+    assert [e.epoch for e in again[:-1]] == said
+    assert again[: 3 - said[0]] == first[said[0] - 1 : 2]
+    assert [e.last for e in again[:-1]] == [number == 3 for number in said]
+
+
+def test_a_run_that_begins_leaves_nothing_of_one_that_no_ledger_knows_of(make_job: MakeJob) -> None:
+    job = make_job(*LONG)
+    finish(job, before_step(25))
+    steps = run(job)
+    assert next(steps).epoch == 1
+    assert checkpoint.load(job.checkpoints) is None
+
+
 def test_a_verdict_on_what_is_said_again_ends_the_run(make_job: MakeJob) -> None:
     job = make_job(*LONG)
     finish(job, before_step(25))
