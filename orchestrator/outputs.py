@@ -141,9 +141,8 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 def _files(known: Known, trial: int | None) -> list[LogFile]:
     """Where the output lies now: beside the ledger, in the storage, in MLflow."""
-    for place in places(home(), known.launch, trial) if known.launch else []:
-        if found := files(place):
-            return found
+    if known.launch and (found := files(places(home(), known.launch, trial))):
+        return found
     run_id = known.runs[trial]
     return stored_logs(tracking.reachable_client(), run_id) if run_id is not None else []
 

@@ -1,13 +1,14 @@
-"""Where the output of a run's ranks lies: a file a rank, beside the ledger; of a cluster whose nodes don't see that, in the storage."""
+"""Where the output of a run's ranks lies: a file a rank, beside the ledger; of nodes that don't see that, in the storage."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.records.ledger import Launch
-from orchestrator.storage import below, names, read_end
+from orchestrator.storage import StorageError, below, names, read_end
 
 NAME = re.compile(r"rank-(\d+)\.log")
 
@@ -29,15 +30,30 @@ def folder_of(home: Path, launch: str, trial: int | None) -> Path:
 def places(home: Path, launch: Launch, trial: int | None) -> list[str]:
     """The folder of a run's files, then the URI of the copies that a cluster's nodes made."""
     own = folder_of(home, launch.id, trial)
-    storage = (launch.experiment.get("storage") or {}).get("path") or ""
-    remote = "://" in storage and not storage.startswith("file://")
-    return [str(own), *([below(storage, own.name)] if remote else [])]
+    storage = (launch.experiment.get("storage") or {}).get("path")
+    if storage is not None and "://" not in storage:
+        storage = str(Path(storage).expanduser().resolve())
+    return [str(own), *([below(storage, own.name)] if storage else [])]
 
 
-def files(place: str, largest: int | None = None) -> list[LogFile]:
-    """The files of a folder or URI by rank, of each at most its last `largest` bytes. Raises StorageError if that can't be told now."""
-    ranks = sorted(int(match[1]) for match in map(NAME.fullmatch, names(place)) if match)
-    return [LogFile(rank, below(place, f"rank-{rank}.log"), _end_of(place, f"rank-{rank}.log", largest)) for rank in ranks]
+def files(places: Sequence[str], largest: int | None = None) -> list[LogFile]:
+    """A file a rank, of the first of the places that has it: at most its last `largest` bytes.
+
+    Raises StorageError if nothing is found and a place can't be read now.
+    """
+    found: dict[int, LogFile] = {}
+    problem: StorageError | None = None
+    for place in places:
+        try:
+            ranks = {int(match[1]) for match in map(NAME.fullmatch, names(place)) if match}
+            for rank in ranks - found.keys():
+                name = f"rank-{rank}.log"
+                found[rank] = LogFile(rank, below(place, name), _end_of(place, name, largest))
+        except StorageError as error:
+            problem = error
+    if problem is not None and not found:
+        raise problem
+    return [found[rank] for rank in sorted(found)]
 
 
 def _end_of(place: str, name: str, largest: int | None) -> bytes:

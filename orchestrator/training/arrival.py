@@ -38,7 +38,7 @@ class Sent:
             put = publish(weights, self.base, "weights")
             where = f"{put}#{weights.name}" if URI in put else f"{put}/{weights.name}"
             job = replace(job, origin=replace(job.origin, weights=where))
-        return replace(job, data=self.data or job.data, code=self.code)
+        return replace(job, data=self.data or job.data, code=self.code, apart=self.base is not None)
 
 
 def arrive(job: Job) -> Job:

@@ -41,7 +41,8 @@ def with_output(says: str, folder: str | None, ranks: int = 1) -> str:
 def run(job: Job, place: Place, *more: Any) -> Steps:
     """`trial.run` in a process that does nothing else: what it prints goes to the rank's file, whole when the run's end is told."""
     folder: str | None = getattr(job, "logs", None)
-    with captured(folder, place.rank, keep=job.checkpoints), contextlib.closing(trial.run(job, place, *more)) as steps:
+    keep = job.checkpoints if job.apart else None
+    with captured(folder, place.rank, keep=keep), contextlib.closing(trial.run(job, place, *more)) as steps:
         if job.resume:
             print(f"--- goes on, {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}, node {place.node} ---", file=sys.stderr)
         event = next(steps)
@@ -54,11 +55,10 @@ def run(job: Job, place: Place, *more: Any) -> Steps:
 def captured(folder: str | None, rank: int = 0, *, keep: str | None = None, echo: bool = False) -> Iterator[None]:
     """What this process prints meanwhile goes to folder/rank-<rank>.log; nothing changes without a folder.
 
-    `keep`: a URI; where it is no folder the file is copied there at the end, since nobody else may see this node's disk.
+    `keep`: the URI to which the file is copied at the end, where nobody else sees this node's disk.
     `echo`: it is shown on stderr too, at once, also what was printed to stdout: a command's stdout is its result's.
     """
-    remote = keep if keep is not None and "://" in keep and not keep.startswith("file://") else None
-    opened = None if folder is None else _open(Path(folder), name_of(rank), remote)
+    opened = None if folder is None else _open(Path(folder), name_of(rank), keep)
     if opened is None:
         yield
         return
@@ -68,18 +68,18 @@ def captured(folder: str | None, rank: int = 0, *, keep: str | None = None, echo
             yield
     finally:
         os.close(file)
-        if remote is not None:
+        if keep is not None:
             with contextlib.suppress(OSError, StorageError):
-                write_file(remote, path.name, path.read_bytes())
+                write_file(keep, path.name, path.read_bytes())
 
 
-def _open(folder: Path, name: str, remote: str | None) -> tuple[int, Path] | None:
+def _open(folder: Path, name: str, keep: str | None) -> tuple[int, Path] | None:
     """(descriptor, path) of a file to append to: in the folder, or in this node's temporary one. What another node kept comes first."""
     for place in (folder, Path(tempfile.gettempdir()) / "orchestrator-logs" / folder.name):
         with contextlib.suppress(OSError, StorageError):
             place.mkdir(parents=True, exist_ok=True)
             path = place / name
-            before = read_file(remote, name) if remote is not None and not path.exists() else None
+            before = read_file(keep, name) if keep is not None and not path.exists() else None
             file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.write(file, before or b"")
             return file, path

@@ -58,6 +58,7 @@ class Job:
     streamed: bool = False  # rows are read from disk while it trains
     origin: Origin | None = None
     logs: str | None = None  # the folder of what its ranks print
+    apart: bool = False  # the nodes don't see the driver's folders: what they print is copied to `checkpoints`
     known: int | None = None  # epochs of a resumed run that are recorded; None: all, but maybe its last
     code: bytes | None = None  # the user's own modules, packed, for a machine without `folder`
 

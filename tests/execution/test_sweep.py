@@ -281,6 +281,14 @@ def test_a_tampered_ledger_is_noticed(recorded: tuple[Experiment, Ledger], chang
     assert difference.startswith(says)
 
 
+def test_a_searcher_that_raises_where_it_is_to_repeat_is_one_of_another_version(recorded: tuple[Experiment, Ledger]) -> None:
+    asked, ledger = recorded
+    search = searching(asked, 12)
+    search.tell = lambda *given: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    difference = replay(Judge(search, RULES), ledger.events("one"))
+    assert difference == "it can't repeat what was recorded, ZeroDivisionError: division by zero"
+
+
 def test_another_seed_is_noticed_at_the_first_trial_that_differs(recorded: tuple[Experiment, Ledger]) -> None:
     asked, ledger = recorded
     other = asked.model_copy(update={"sweep": asked.sweep.model_copy(update={"seed": 99})})

@@ -26,19 +26,19 @@ def write(folder: Path, **content: str) -> Path:
 
 def test_a_run_s_files_are_found_by_rank_and_others_are_left_out(tmp_path: Path) -> None:
     folder = write(tmp_path / "logs" / "run", rank_10="ten", rank_2="two", other="no")
-    assert files(str(folder)) == [LogFile(2, f"{folder}/rank-2.log", b"two"), LogFile(10, f"{folder}/rank-10.log", b"ten")]
-    assert files(folder.as_uri())[0].content == b"two"
-    assert files(str(tmp_path / "nowhere")) == []
+    assert files([str(folder)]) == [LogFile(2, f"{folder}/rank-2.log", b"two"), LogFile(10, f"{folder}/rank-10.log", b"ten")]
+    assert files([folder.as_uri()])[0].content == b"two"
+    assert files([str(tmp_path / "nowhere")]) == []
 
 
 def test_of_a_long_file_the_end_is_what_counts_and_the_rest_is_said(tmp_path: Path) -> None:
-    [file] = files(str(write(tmp_path / "run", rank_0="0123456789")), largest=4)
+    [file] = files([str(write(tmp_path / "run", rank_0="0123456789"))], largest=4)
     assert file.content == b"... 6 bytes before this are left out\n6789"
 
 
 def test_a_storage_that_can_not_be_read_is_one_line() -> None:
     with pytest.raises(Failed, match=r"can't list 'nosuch://bucket/run'"):
-        files("nosuch://user:secret@bucket/run")
+        files(["nosuch://user:secret@bucket/run"])
 
 
 def test_output_lies_beside_the_ledger_and_a_cluster_s_nodes_copy_it_to_the_storage(begin: Record, ledger: Ledger) -> None:
@@ -48,7 +48,13 @@ def test_output_lies_beside_the_ledger_and_a_cluster_s_nodes_copy_it_to_the_stor
     launch.experiment["storage"] = {"path": "s3://bucket/all/"}
     assert places(home, launch, 3) == [str(home / "logs" / "sweep-1-3"), "s3://bucket/all/sweep-1-3"]
     launch.experiment["storage"] = {"path": "/shared"}
-    assert len(places(home, launch, 3)) == 1
+    assert places(home, launch, 3)[1:] == ["/shared/sweep-1-3"]
+
+
+def test_of_a_rank_that_lies_in_two_places_the_first_counts_and_one_that_can_not_be_read_hides_no_other(tmp_path: Path) -> None:
+    here, there = write(tmp_path / "here", rank_0="here"), write(tmp_path / "there", rank_0="not all", rank_1="there")
+    found = files([str(here), "nosuch://bucket/run", str(there)])
+    assert [(file.rank, file.content) for file in found] == [(0, b"here"), (1, b"there")]
 
 
 def test_in_a_bucket_that_is_named_with_options_a_file_has_its_own_name_here_and_in_mlflow(
@@ -60,7 +66,7 @@ def test_in_a_bucket_that_is_named_with_options_a_file_has_its_own_name_here_and
             monkeypatch.setenv(name, value)
         place = below(s3.uri, "run")
         write_file(place, "rank-0.log", b"said\n")
-        assert [(file.path, file.content) for file in files(place)] == [(below(place, "rank-0.log"), b"said\n")]
+        assert [(file.path, file.content) for file in files([place])] == [(below(place, "rank-0.log"), b"said\n")]
         send_logs(client, run_id, [place])
     assert [file.content for file in stored_logs(client, run_id)] == [b"said\n"]
 

@@ -18,15 +18,12 @@ LARGEST = 5_000_000  # bytes of a file
 
 
 def send_logs(client: Any, run_id: str, places: Sequence[str]) -> None:
-    """Keep the files of the first place that has any (`records.logs.places`). May be repeated: a longer file replaces the one before."""
-    for place in places:
-        found: list[LogFile] = []
-        with contextlib.suppress(Failed):  # a storage that doesn't answer must hold no metric up
-            found = files(place, LARGEST)
-        for file in found:
-            client.log_text(run_id, without_secrets(file.content.decode(errors="replace")), f"{FOLDER}/rank-{file.rank}.log")
-        if found:
-            return
+    """Keep what lies at `records.logs.places`. May be repeated: a longer file replaces the one before."""
+    found: list[LogFile] = []
+    with contextlib.suppress(Failed):  # a storage that doesn't answer must hold no metric up
+        found = files(places, LARGEST)
+    for file in found:
+        client.log_text(run_id, without_secrets(file.content.decode(errors="replace")), f"{FOLDER}/rank-{file.rank}.log")
 
 
 def stored_logs(client: Any, run_id: str) -> list[LogFile]:
