@@ -67,6 +67,7 @@ class Family(nn.Module, ABC):
     metrics: ClassVar[tuple[str, ...]]  # names in models.metrics.METRICS; the first is the family's default
     channels_last: ClassVar[bool] = False  # whether convolutions profit from NHWC memory
     mixed_precision: ClassVar[bool] = True  # whether `precision: auto` may choose bf16 or fp16
+    any_size: ClassVar[bool] = False  # whether it answers images of other sizes than it was trained on: padded, with `NAME.sizes`
 
     protocol: ClassVar[str] = ""  # how its metrics are measured, where one name could mean two things: said wherever scores are
     baseline_name: ClassVar[str] = ""  # what `baseline` answers: majority class, mean, popularity

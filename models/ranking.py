@@ -81,26 +81,41 @@ class Seen(nn.Module):
         return scores.index_put_((row[out], self.items[places[out]]), scores.new_tensor(-math.inf))
 
 
-def ranks(scores: Tensor, wanted: Tensor) -> Tensor:
-    """The place, from 0, of scores `wanted` [B, P] among `scores` [B, N], themselves not counted; ties count half: [B, P] int64.
+def ranks(scores: Tensor, wanted: Tensor, held: Tensor | None = None) -> Tensor:
+    """The place, from 0, of the scores `wanted` [B, P] of held-out items among `scores` [B, N], themselves not counted: [B, P] int64.
 
-    NaN is no score: it comes after all that are, at NOWHERE.
+    Ties count half: the held-out items of one score lie evenly among all of that score, each at a place of its own, as they would by
+    chance. `held` [B, P]: which are there at all (default: all). NaN is no score: it comes after all that are, at NOWHERE.
     """
     if wanted.shape[1] == 0:
         return wanted.long()
-    return _places(scores, wanted).masked_fill(wanted.isnan(), NOWHERE)
+    held = torch.ones_like(wanted, dtype=torch.bool) if held is None else held
+    above, equal = _counts(scores, wanted)
+    own, before = _tied(wanted, held)
+    equal = torch.maximum(equal, own)  # of items that are left out of `scores`
+    places = above + ((before + 1) * (equal + 1) + own).div(own + 1, rounding_mode="floor") - 1
+    return places.masked_fill(wanted.isnan(), NOWHERE)
 
 
-def _places(scores: Tensor, wanted: Tensor) -> Tensor:
+def _counts(scores: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """How many scores are above each of `wanted`, and how many are equal to it: [B, P] int64."""
     if wanted.shape[1] > SORTED:
         ordered = scores.masked_fill(scores.isnan(), -math.inf).sort(1).values.contiguous()
-        above = scores.shape[1] - torch.searchsorted(ordered, wanted.contiguous(), right=True)
-        at_least = scores.shape[1] - torch.searchsorted(ordered, wanted.contiguous())
-        return above + (at_least - above) // 2
+        until = torch.searchsorted(ordered, wanted.contiguous(), right=True)
+        return scores.shape[1] - until, until - torch.searchsorted(ordered, wanted.contiguous())
     told = torch.empty_like(scores)  # zeros and ones as numbers: adding up booleans takes seven times as long
     above = torch.stack([torch.gt(scores, one[:, None], out=told).sum(1) for one in wanted.unbind(1)], 1)
     equal = torch.stack([torch.eq(scores, one[:, None], out=told).sum(1) for one in wanted.unbind(1)], 1)
-    return above.long() + equal.long() // 2
+    return above.long(), equal.long()
+
+
+def _tied(wanted: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """How many held-out items have the score of each ([B, P] int64, itself counted), and how many of these come before it."""
+    own = wanted.masked_fill(~held | wanted.isnan(), math.inf)
+    ordered, order = own.sort(stable=True, dim=1)
+    first, until = (torch.searchsorted(ordered, own, right=right) for right in (False, True))
+    place = torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return until - first, place - first
 
 
 def placed(rank: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:

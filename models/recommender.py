@@ -17,6 +17,7 @@ from .family import Batch, Schema
 from .pairs import PairConfig, Pairs, named, top
 
 MOST_SCORES = 1 << 24  # of users times items at once in an evaluation: 64 MB
+MOST_LOGITS = 1 << 31  # ... in a step of the full softmax: 8 GB, and five times that with gradients
 
 
 class Recommender(Pairs):
@@ -148,8 +149,9 @@ class Ranker(Pairs):
         return self._in_blocks(batch, self._user_scores)
 
     def _softmax(self, batch: Batch) -> dict[str, Tensor]:
-        """Each user's scores are computed once in a batch, however many of its rows there are."""
+        """Each user's scores are computed once in a batch, however many of its rows there are. Raises ValueError if they are too many."""
         distinct, place = torch.unique(batch[self.user], return_inverse=True)
+        self._refuse_many(len(distinct))
         users = self.scorer.user(self.users(distinct, self.config.id_dropout))
         items = self.scorer.item(self.items.all())
         scores = self.scorer.all(users, items)
@@ -160,6 +162,15 @@ class Ranker(Pairs):
         if self.config.reg:
             rows = rows + self.penalty(F.embedding(place, users), F.embedding(batch[self.item] - 1, items))
         return {"loss": rows}
+
+    def _refuse_many(self, users: int) -> None:
+        items = self.items.rows.numel() - 1
+        if users * items > MOST_LOGITS:
+            size, most = (4e-9 * scores for scores in (users * items, MOST_LOGITS))
+            raise ValueError(
+                f"model.loss: softmax scores {users:,} users of a step with each of {items:,} items: {size:.0f} GB, and five times that "
+                f"with gradients; the most is {most:.0f} GB: use sampled_softmax, or a smaller training.batch_size"
+            )
 
     def _against_negatives(self, batch: Batch) -> dict[str, Tensor]:
         users, items = self.train_vectors(batch)
@@ -215,10 +226,10 @@ class Ranker(Pairs):
         inside = torch.arange(int(held.max()) if len(held) else 0, device=place.device) < held[:, None]
         among = _taken(scores, codes, unknown).masked_fill(torch.arange(codes.shape[1], device=place.device) >= sizes, -math.inf)
         wanted = among[:, : inside.shape[1]]
-        placed = {"sampled": ranking.placed(ranking.ranks(among, wanted), inside)}
+        placed = {"sampled": ranking.placed(ranking.ranks(among, wanted, inside), inside)}
         self.seen.leave_out(scores, distinct, batch["part"][row])
         known = codes[:, : inside.shape[1]] > 0
-        far = torch.where(known, ranking.ranks(scores, wanted), scores.shape[1])
+        far = torch.where(known, ranking.ranks(scores, wanted, inside & known), scores.shape[1])
         placed["full"] = ranking.placed(far, inside)
         best = top(scores, min(ranking.COVERED, scores.shape[1]))
         found["full.top"] = _spread((best.indices + 1).masked_fill(best.values == -math.inf, 0), place, firsts)

@@ -44,6 +44,7 @@ class UNet(Family):
     task = "segmentation"
     metrics = ("iou", "dice", "pixel_accuracy")
     channels_last = True
+    any_size = True
     baseline_name = classify.BASELINE
 
     class_weights: Tensor | None

@@ -23,6 +23,7 @@ def answer(net: Any, encoder: Encoder, table: pa.Table, every_class: bool = Fals
     Rows that don't fit have null answers. `net`: a module from batches of tensors to outputs, with `decode`. `folder`: below which
     file names in an image column are looked for; without it no file is read. Raises DataError if a column is missing.
     """
+    encoder = encoder.for_network(net)
     arrays, errors = encoder.arrays(table, [*encoder.input_names, *encoder.optional(table)], folder)
     columns = in_memory(arrays)
     was_training = net.training

@@ -163,17 +163,25 @@ def _scores(challenger: Challenger, data: Callable[[], Prepared]) -> dict[str, f
 
 
 def _doubt(challenger: Challenger, scores: dict[str, float]) -> str | None:
-    """Why the challenger may be no better than knowing nothing: the margin over its baseline, if that includes 0."""
+    """Why the challenger may be no better than knowing nothing: the margin over its baseline, if that includes 0.
+
+    A metric of no rows (coverage) has no margin: its two values are compared.
+    """
     margin, baseline = (json.loads(challenger.run.tags.get(f"orchestrator.{name}") or "null") for name in ("margin", "baseline.test"))
-    if margin is None or margin[0] > 0:
+    if not baseline or challenger.metric not in baseline:
+        return None
+    own, known = scores[challenger.metric], baseline[challenger.metric]
+    better, worse = (own > known, own < known) if challenger.experiment.mode == "max" else (own < known, own > known)
+    if margin is not None:
+        better, worse = margin[0] > 0, margin[1] < 0
+    if better:
         return None
     name = json.loads(challenger.run.tags.get("orchestrator.baseline") or "{}").get("name") or "the baseline"
-    how = "worse than" if margin[1] < 0 else "not better than"
-    return (
-        f"{challenger.metric} {scores[challenger.metric]:.4f} is {how} the baseline ({name}: {baseline[challenger.metric]:.4f})"
-        f"{'' if margin[1] < 0 else ' by more than its noise'}: 95 % of the resampled differences lie between "
-        f"{margin[0]:.4f} and {margin[1]:.4f}"
-    )
+    said = f"{challenger.metric} {own:.4f} is {'worse than' if worse else 'not better than'} the baseline ({name}: {known:.4f})"
+    if margin is None:
+        return said
+    noise = "" if worse else " by more than its noise"
+    return f"{said}{noise}: 95 % of the resampled differences lie between {margin[0]:.4f} and {margin[1]:.4f}"
 
 
 def _bundle(challenger: Challenger, data: Callable[[], Prepared]) -> Path:

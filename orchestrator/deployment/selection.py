@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from models.family import Family
 from orchestrator.errors import Failed
 from orchestrator.experiment.config import Experiment
 from orchestrator.training.trial import best_weights, build_family
@@ -33,7 +34,7 @@ def compose(
     family.load_state_dict(weights)
     tables = prepared.tables()
     family.bind(tables)
-    example = example_rows(prepared)
+    example = example_rows(prepared, family)
     answers, _ = answer(family, prepared.encoder, example)
     facts = {
         "name": experiment.name,
@@ -49,7 +50,8 @@ def compose(
     return path, int(record["epoch"])
 
 
-def example_rows(prepared: Prepared) -> pa.Table:
+def example_rows(prepared: Prepared, family: Family) -> pa.Table:
     """A few rows of the input columns, in the form that JSON can carry too."""
-    table = pq.read_table(prepared.file("validation"), columns=prepared.encoder.input_names).slice(0, EXAMPLE_ROWS)
-    return pa.table({name: prepared.encoder.columns[name].example(table[name]) for name in table.column_names})
+    encoder = prepared.encoder.for_network(family)
+    table = pq.read_table(prepared.file("validation"), columns=encoder.input_names).slice(0, EXAMPLE_ROWS)
+    return pa.table({name: encoder.columns[name].example(table[name]) for name in table.column_names})

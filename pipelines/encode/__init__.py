@@ -96,6 +96,13 @@ class Encoder:
                 ragged.append(np.concatenate(cells))
         return max(ragged, key=lambda found: int(found.sum(dtype=np.int64)), default=None)
 
+    def for_network(self, net: Any) -> Encoder:
+        """As a network takes its input: one that says `any_size` takes images of other sizes too, unless they are brought to one."""
+        if not getattr(net, "any_size", False):
+            return self
+        other = {c.name: replace(self.columns[c.name], other_sizes=True) for c in self.schema.inputs if c.kind == "image" and not c.resize}
+        return replace(self, columns=self.columns | other)
+
     @property
     def input_names(self) -> list[str]:
         return [column.name for column in self.schema.inputs]

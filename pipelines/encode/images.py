@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +24,17 @@ from .column import MISSING, Errors
 from .moments import Standardised, moments, some_rows
 from .pictures import decode_picture, encode_png, image_text, is_picture
 
+OTHER_SCALE = "a picture, but the training data were lists of numbers of another scale; give such lists"
+
 
 @dataclass
 class ImageEncoder(Standardised):
     """Images [C, H, W]: raw bytes, pictures, or lists of numbers, also as text; normalised to mean 0 and deviation 1 per channel.
 
-    A column of shape (C, 0, 0) takes pictures and nested lists of any size.
+    A column of shape (C, 0, 0) takes pictures and nested lists of any size; so does one of a shape if `other_sizes` says so.
     """
+
+    other_sizes: bool = False
 
     kind: ClassVar[str] = "image"
     requires: ClassVar[tuple[str, ...]] = ("pillow",)
@@ -44,8 +49,11 @@ class ImageEncoder(Standardised):
         return cls(column, tuple(mean.tolist()), tuple(std.tolist()))
 
     def array(self, raw: pa.ChunkedArray, folder: Path | None = None) -> tuple[np.ndarray | Ragged, Errors]:
-        """[N, H, W, C] in the column's dtype, or float32 where the input is lists or text; ragged where any size is taken."""
-        return sized_array(raw, self.column, folder) if any_size(self.column) else image_array(raw, self.column, folder)
+        """[N, H, W, C] in the column's dtype, or float32 where the input is lists or text; ragged where sizes differ."""
+        if any_size(self.column):
+            return sized_array(raw, self.column, folder)
+        array, errors = image_array(raw, self.column, folder)
+        return _with_other_sizes(array, errors, raw, self.column, folder) if self.other_sizes and errors else (array, errors)
 
     def tensor(self, batch: Tensor, sizes: Tensor | None = None) -> Tensor:
         """[B, H, W, C] of any dtype -> [B, C, H, W] float32, normalised, in channels_last memory; zero beyond a row's size."""
@@ -57,12 +65,39 @@ class ImageEncoder(Standardised):
         return normal.permute(0, 3, 1, 2)
 
     def example(self, raw: pa.ChunkedArray) -> pa.Array:
-        """As flat lists of numbers; as PNG in base64 where sizes differ."""
+        """As flat lists of numbers; as PNG in base64 where sizes differ, or may."""
         if any_size(self.column):
-            rows, _ = sized_array(raw, self.column)
-            images = [rows.take(torch.tensor([row]))[0][0].numpy().astype(np.uint8) for row in range(len(rows))]
-            return pa.array([base64.b64encode(encode_png(image.squeeze(2) if image.shape[2] == 1 else image)).decode() for image in images])
-        return pa.array([row.reshape(-1).astype(float).tolist() for row in image_array(raw, self.column)[0]])
+            return _in_base64(_rows_of(sized_array(raw, self.column)[0]))
+        array, _ = image_array(raw, self.column)
+        if self.other_sizes and self.column.dtype == "uint8":
+            return _in_base64(list(array))
+        return pa.array([row.reshape(-1).astype(float).tolist() for row in array])
+
+
+def _in_base64(images: Sequence[np.ndarray]) -> pa.Array:
+    """Images [H, W, C] of whole numbers as PNG, in base64."""
+    pixels = [image.astype(np.uint8) for image in images]
+    return pa.array([base64.b64encode(encode_png(each.squeeze(2) if each.shape[2] == 1 else each)).decode() for each in pixels])
+
+
+def _rows_of(ragged: Ragged) -> list[np.ndarray]:
+    """Each row at its own size."""
+    return [ragged.take(torch.tensor([row]))[0][0].numpy() for row in range(len(ragged))]
+
+
+def _with_other_sizes(
+    array: np.ndarray, errors: Errors, raw: pa.ChunkedArray, column: Column, folder: Path | None
+) -> tuple[np.ndarray | Ragged, Errors]:
+    """Images of the column's size, and beside them those rows of `errors` that are images of another size: ragged, if there are any."""
+    places = sorted(errors)
+    found, bad = sized_array(raw.take(pa.array(places)), column, folder)
+    still = {places[row]: says for row, says in bad.items()}
+    if len(still) == len(errors):
+        return array, still
+    others = {place: row for place, row in zip(places, _rows_of(found), strict=True) if place not in still}
+    dtype = np.uint8 if array.dtype == found.values.numpy().dtype == np.uint8 else np.float32
+    rows = [others.get(place, image) for place, image in enumerate(array)]
+    return Ragged.from_rows(rows, 2, np.zeros((0, column.shape[0]), dtype)), still
 
 
 def any_size(column: Column) -> bool:
@@ -102,12 +137,16 @@ def sized_row(value: Any, column: Column, folder: Path | None = None) -> np.ndar
     if isinstance(value, bytes):
         if not is_picture(value):
             raise DataError(f"{len(value)} bytes, neither PNG nor JPEG; raw values don't tell an image's height and width")
+        if column.dtype != "uint8":
+            raise DataError(OTHER_SCALE)
         return decode_picture(value, channels, None)
     try:
         with np.errstate(over="ignore"):
             array = np.asarray(value, np.float32)
     except (ValueError, TypeError):
         raise DataError("neither an image nor a list of numbers of one shape") from None
+    if not any_size(column) and _has_shape(array.shape, [*column.shape[1:], channels]):
+        array = array.reshape(*column.shape[1:], channels)
     array = array[..., None] if array.ndim == 2 and channels == 1 else array
     if array.ndim != 3 or array.shape[2] != channels or array.size == 0:
         raise DataError(f"a list of shape {list(array.shape)}; an image of any size is a list of rows of pixels: [H, W, {channels}]")
@@ -191,7 +230,7 @@ def image_row(value: Any, column: Column, folder: Path | None = None) -> np.ndar
                 return np.frombuffer(value, np.uint8).reshape(height, width, channels)
             raise DataError(f"{len(value)} bytes, neither PNG nor JPEG nor {height}x{width}x{channels} = {size} raw values")
         if column.dtype != "uint8":
-            raise DataError("a picture, but the training data were lists of numbers of another scale; give such lists")
+            raise DataError(OTHER_SCALE)
         return decode_picture(value, channels, (height, width) if column.resize else None, expect=(height, width))
     try:
         with np.errstate(over="ignore"):

@@ -26,6 +26,7 @@ from .table_rows import read_parts
 
 MOST_VALUES = 64  # of masks whose classes nobody has named
 BLOCK = 1 << 18  # pixels that are counted at once
+IGNORED = ("ignore", "ignored", "void", "unlabeled", "unlabelled")  # what a list of classes calls the value that isn't counted
 T = TypeVar("T")
 S = TypeVar("S")
 
@@ -37,7 +38,8 @@ class Config:
     `image`, `mask`: the table's columns that hold them, as bytes or file names. A split may go by the others.
 
     `classes`: the names, in the order of the masks' values, or a file with one a line (default: the values); `ignore`: a value that
-    isn't counted; `size`: [H, W] that images and masks are brought to, else each keeps its own.
+    isn't counted, and that `classes` leaves out or calls `ignore` (`void`, `unlabeled`); `size`: [H, W] that images and masks are
+    brought to, else each keeps its own.
     """
 
     path: Annotated[str, doc("folder of images/ and masks/, or X/ and X_masks/ for each split; or a table")] = ""
@@ -160,9 +162,13 @@ def _classes(config: Config, path: Path, pairs: Sequence[Pair], seen: Sequence[_
                 f"the masks hold one value only ({', '.join(map(str, found)) or 'and that is ignored'}); there is nothing to learn"
             )
         return tuple(found), tuple(map(str, found))
-    values = tuple(range(len(names)))
-    if not set(found) <= set(values) and (len(found) == len(names) or (len(names) == 2 and set(found) <= {0, 255})):
-        values = (0, 255) if len(names) == 2 and set(found) <= {0, 255} else tuple(found)
+    ignored, names = config.ignore, _counted(config.ignore, names, found)
+    values = tuple(value for value in range(len(names) + 1) if value != ignored)[: len(names)]
+    if not set(found) <= set(values):
+        if len(names) == 2 and set(found) <= {0, 255} and ignored not in (0, 255):
+            values = (0, 255)
+        elif len(found) == len(names):
+            values = tuple(found)
     for pair, own in zip(pairs, held, strict=True):
         if strange := sorted(own - set(values)):
             raise DataError(
@@ -171,6 +177,23 @@ def _classes(config: Config, path: Path, pairs: Sequence[Pair], seen: Sequence[_
                 "data.classes",
             )
     return values, names
+
+
+def _counted(ignored: int | None, names: tuple[str, ...], found: Sequence[int]) -> tuple[str, ...]:
+    """The names without the ignored value's, where it has one. Raises DataError where nothing tells whether it has."""
+    if ignored is None or ignored >= len(names):
+        return names
+    if names[ignored].lower() in IGNORED:
+        if len(names) < 3:
+            raise DataError(f"'{names[1 - ignored]}' is the only class beside the one that data.ignore leaves out; name 2", "data.classes")
+        return names[:ignored] + names[ignored + 1 :]
+    if max(found, default=0) >= len(names):  # more values than names, if the ignored one had one of them
+        return names
+    raise DataError(
+        f"is '{names[ignored]}' the name of {ignored}, which data.ignore leaves out, or of {ignored + 1}? "
+        f"Write 'ignore' as the name of {ignored}: in its place, or before it",
+        "data.classes",
+    )
 
 
 def _names(config: Config, path: Path) -> tuple[str, ...] | None:

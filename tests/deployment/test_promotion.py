@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import orchestrator
-from orchestrator.deployment.promotion import Challenger
+from orchestrator.deployment.promotion import Challenger, _doubt
 from orchestrator.deployment.registry import Registry
 from orchestrator.errors import Failed, Refused
 from orchestrator.training import checkpoint
@@ -93,3 +93,39 @@ def test_a_run_of_another_experiment_is_refused(folder: Path, train: Train) -> N
     with pytest.raises(Refused, match=f"^--run: run '{run.run_id}' is of experiment 'mine', not of 'yours'$") as refused:
         orchestrator.promote("yours", run=run.run_id)
     assert refused.value.problems[0].key == "--run"
+
+
+@pytest.mark.parametrize(
+    ("own", "margin", "mode", "says"),
+    [
+        (0.4, None, "max", "test_score 0.4000 is worse than the baseline (popularity: 0.5000)"),
+        (0.5, None, "max", "test_score 0.5000 is not better than the baseline (popularity: 0.5000)"),
+        (0.6, None, "max", None),
+        (0.6, None, "min", "test_score 0.6000 is worse than the baseline (popularity: 0.5000)"),
+        (0.4, None, "min", None),
+        (float("nan"), None, "max", "test_score nan is not better than the baseline (popularity: 0.5000)"),
+        (0.6, [0.05, 0.15], "max", None),
+        (
+            0.6,
+            [-0.05, 0.15],
+            "max",
+            "test_score 0.6000 is not better than the baseline (popularity: 0.5000) by more than its noise: 95 % of",
+        ),
+        (0.4, [-0.15, -0.05], "max", "test_score 0.4000 is worse than the baseline (popularity: 0.5000): 95 % of"),
+    ],
+)
+def test_a_score_that_is_no_better_than_the_baseline_is_doubted_also_where_it_has_no_margin(
+    tmp_path: Path, own: float, margin: Any, mode: str, says: str | None
+) -> None:
+    tags = {"margin": margin, "baseline.test": {"test_score": 0.5}, "baseline": {"name": "popularity"}}
+    run: Any = SimpleNamespace(tags={f"orchestrator.{name}": json.dumps(value) for name, value in tags.items()})
+    experiment: Any = SimpleNamespace(metric="val_score", mode=mode)
+    said = _doubt(Challenger(None, run, experiment, tmp_path, tmp_path), {"test_score": own})
+    assert (said or "").startswith(says or "")
+    assert (said is None) == (says is None)
+
+
+def test_nothing_is_doubted_of_a_run_without_a_baseline(tmp_path: Path) -> None:
+    run: Any = SimpleNamespace(tags={"orchestrator.margin": "null", "orchestrator.baseline.test": "null"})
+    experiment: Any = SimpleNamespace(metric="val_score", mode="max")
+    assert _doubt(Challenger(None, run, experiment, tmp_path, tmp_path), {"test_score": 0.1}) is None

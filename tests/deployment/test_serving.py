@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import subprocess
@@ -18,9 +19,13 @@ import pytest
 import soundfile
 
 import orchestrator
+from orchestrator.cli import output
 from orchestrator.deployment import bundle as bundles
+from orchestrator.deployment import predict as predicting
 from orchestrator.errors import Note
+from orchestrator.results import Trained
 from pipelines.answer import answer
+from pipelines.encode.pictures import decode_mask, encode_png
 
 SHORT = "training: {epochs: 1}\n"
 FILES = {
@@ -31,6 +36,7 @@ FILES = {
     "ratings": "data: {source: synthetic_ratings, rows: 2000}\nmodel: {family: recommender, dim: 4}\n",
     "ranks": "data: {source: synthetic_ranking, rows: 2000, split: {by: leave_one_out}}\nmodel: {family: ranker, dim: 4}\n",
     "masks": "data: {source: shapes, rows: 20, any_size: true}\nmodel: {family: unet, channels: [4, 8]}\n",
+    "squares": "data: {source: shapes, rows: 20}\nmodel: {family: unet, channels: [4, 8]}\n",
 }
 SERVE = """
 import json, sys
@@ -61,8 +67,8 @@ def write_data(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A bundle of each, barely trained."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Trained]]:
+    """A run of each, barely trained, and the folder that it is in."""
     folder = tmp_path_factory.mktemp("made")
     write_data(folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -74,8 +80,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for name, text in FILES.items():
             (folder / f"{name}.yaml").write_text(f"name: {name}\n{text}{SHORT}")
             with pytest.warns(Note):  # that MLflow doesn't answer
-                found[name] = folder / str(orchestrator.train(f"{name}.yaml").bundle)
+                found[name] = (folder, orchestrator.train(f"{name}.yaml"))
     return found
+
+
+@pytest.fixture(scope="module")
+def made(trained: dict[str, tuple[Path, Trained]]) -> dict[str, Path]:
+    """A bundle of each."""
+    return {name: folder / str(run.bundle) for name, (folder, run) in trained.items()}
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +147,47 @@ def test_what_a_request_knows_of_an_unknown_user_reaches_the_model_in_plain_mlfl
     listed = model.predict(pd.DataFrame({"user": [10**9], "item": [item], "history": [[item]]}))
     assert list(alone["answered_by"]) == ["popularity"]
     assert list(listed["answered_by"]) == ["items"]
+
+
+SIZES = [(33, 47), (32, 32), (5, 64)]
+PNGS = [encode_png(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)) for size in SIZES]
+
+
+@pytest.mark.parametrize("rows", [slice(0, 1), slice(1, 2), slice(None)])
+@pytest.mark.parametrize("form", ["bytes", "file names", "lists"])
+def test_a_unet_trained_on_one_size_answers_masks_of_the_images_own_sizes(
+    made: dict[str, Path], tmp_path: Path, rows: slice, form: str
+) -> None:
+    for place, png in enumerate(PNGS):
+        (tmp_path / f"{place}.png").write_bytes(png)
+    lists = [np.random.default_rng(1).integers(0, 256, (*size, 3)).tolist() for size in SIZES]
+    given = {"bytes": PNGS, "file names": [f"{place}.png" for place in range(3)], "lists": lists}[form]
+    pq.write_table(pa.table({"image": given[rows]}), tmp_path / "in.parquet")
+    assert predicting.predict(bundles.read(made["squares"]), tmp_path / "in.parquet", tmp_path / "out.parquet") == (len(SIZES[rows]), 0)
+    masks = pq.read_table(tmp_path / "out.parquet")["prediction"].to_pylist()
+    assert [decode_mask(mask, None).shape for mask in masks] == SIZES[rows]
+
+
+def test_plain_mlflow_answers_masks_of_the_images_own_sizes(made: dict[str, Path]) -> None:
+    import mlflow.pyfunc
+
+    model = mlflow.pyfunc.load_model(str(made["squares"]))
+    together = model.predict(pd.DataFrame({"image": [base64.b64encode(png).decode() for png in PNGS]}))["prediction"]
+    assert [decode_mask(mask, None).shape for mask in together] == SIZES
+    for png, mask in zip(PNGS, together, strict=True):
+        [alone] = model.predict(pd.DataFrame({"image": [base64.b64encode(png).decode()]}))["prediction"]
+        assert (decode_mask(alone, None) != decode_mask(mask, None)).mean() < 0.01
+
+
+def test_prepared_rows_are_answered_as_they_lie_in_their_file(made: dict[str, Path], tmp_path: Path) -> None:
+    bundle = bundles.read(made["squares"])
+    source = made["squares"].parents[1] / "data" / bundle.about["fingerprint"] / "test.parquet"
+    assert predicting.predict(bundle, source, tmp_path / "out.parquet") == (2, 0)
+
+
+def test_a_ranking_says_how_it_was_measured_in_its_json_and_on_a_terminal(trained: dict[str, tuple[Path, Trained]]) -> None:
+    said = "hr, ndcg, mrr, recall: held-out items among 99 that the user has never had; full_*, coverage: among all items not seen before"
+    run = trained["ranks"][1]
+    assert json.loads(json.dumps(run.document()))["protocol"] == run.protocol == said
+    assert output.measured(run.protocol) == [f"measured: {said}"]
+    assert (trained["texts"][1].document()["protocol"], output.measured("")) == ("", [])

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+import torchmetrics
+from torchmetrics.classification import MulticlassAccuracy
 
 from models.metrics import METRICS, Accuracy, Metric, TopFive
 from orchestrator import names
@@ -30,6 +32,38 @@ def test_top_five_counts_the_rows_whose_label_is_among_the_five_largest() -> Non
 
 def test_top_five_of_fewer_classes_is_always_right() -> None:
     assert TopFive().sums(torch.randn(3, 4), {"label": torch.tensor([0, 1, 3])}, SCHEMA).tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("name", "k"), [("accuracy", 1), ("top5", 5)])
+def test_metrics_of_classes_are_those_of_torchmetrics(name: str, k: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits, label = torch.randn(503, 8, generator=generator), torch.randint(0, 8, (503,), generator=generator)
+    theirs = MulticlassAccuracy(num_classes=8, top_k=k, average="micro")
+    metric: Metric = names.load(METRICS[name], {}, "metric")()
+    totals = torch.zeros(2, dtype=torch.float64)
+    for a, b in zip(logits.split(100), label.split(100), strict=True):
+        theirs.update(a, b)
+        totals += metric.sums(a, {"label": b}, SCHEMA)
+    assert metric.value(totals) == pytest.approx(float(theirs.compute()), abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("rmse", torchmetrics.MeanSquaredError(squared=False)), ("mae", torchmetrics.MeanAbsoluteError())]
+)
+def test_metrics_of_numbers_are_those_of_torchmetrics_in_the_target_s_units(name: str, theirs: torchmetrics.Metric, seed: int) -> None:
+    """A network answers standardised numbers; the target isn't."""
+    generator = torch.Generator().manual_seed(seed)
+    schema = Schema((), Column("target", "number", mean=40.0, std=7.0))
+    outputs, target = torch.randn(503, generator=generator), 40 + 9 * torch.randn(503, dtype=torch.float64, generator=generator)
+    metric: Metric = names.load(METRICS[name], {}, "metric")()
+    theirs.reset()
+    totals = torch.zeros(2, dtype=torch.float64)
+    for a, b in zip(outputs.split(100), target.split(100), strict=True):
+        theirs.update(40 + 7 * a.double(), b)
+        totals += metric.sums(a, {"target": b}, schema)
+    assert metric.value(totals) == pytest.approx(float(theirs.compute()), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", OF_CLASSES)

@@ -75,7 +75,25 @@ def test_ranks_are_places_in_the_order_of_scores(many: int) -> None:
 def test_ties_count_half() -> None:
     """So that a network that gives everything one score is no good and no bad ranking."""
     assert ranks(torch.zeros(1, 101), torch.zeros(1, 1)).tolist() == [[50]]
-    assert ranks(torch.zeros(1, 101), torch.zeros(1, 70))[0, 0] == 50
+    assert ranks(torch.zeros(1, 101), torch.zeros(1, 70)).double().mean() == pytest.approx(50, abs=0.5)
+
+
+@pytest.mark.parametrize("many", [2, 5, 70])
+def test_held_out_items_of_one_score_have_a_place_each(many: int) -> None:
+    """As far apart as by chance, between what is above and what is below."""
+    scores = torch.cat([torch.full((1, 10), 2.0), torch.ones(1, 100), torch.zeros(1, 10)], 1)
+    found = ranks(scores, torch.ones(1, many))[0]
+    expected = 10 + (torch.arange(many) + 1) * 101 / (many + 1) - 1  # the mean of order statistics
+    assert len(found.unique()) == many
+    assert (found - expected).abs().max() < 1
+    assert ranks(torch.ones(1, many), torch.ones(1, many)).tolist() == [list(range(many))]
+
+
+def test_what_is_not_held_out_takes_no_place_of_a_tie() -> None:
+    scores, held = torch.zeros(2, 101), torch.tensor([[True, False, False], [True, True, False]])
+    found = ranks(scores, torch.zeros(2, 3), held)
+    assert found[0, 0] == 50
+    assert found[1, :2].tolist() == [33, 67]
 
 
 @pytest.mark.parametrize("many", [1, 70])
@@ -123,6 +141,26 @@ def test_metrics_are_those_of_torchmetrics_and_scikit_learn(share: float, seed: 
     assert value("mrr", outputs) == pytest.approx(mean(theirs.retrieval_reciprocal_rank), abs=1e-6)
     assert value("recall_at_10", outputs) == pytest.approx(mean(theirs.retrieval_recall, top_k=10), abs=1e-6)
     assert value("full_ndcg_at_10", outputs) == value("ndcg_at_10", outputs)
+
+
+def test_tied_held_out_items_are_all_hits() -> None:
+    """Three that share the best score, two that share the next, among 50: as if each had a score of its own."""
+    scores = torch.zeros(1, 50)
+    scores[0, [4, 8, 15]], scores[0, [16, 23]] = 3.0, 2.0
+    relevant = scores > 0
+    outputs = outputs_of(scores, relevant)
+    assert outputs["full.hits"][0].nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert value("recall_at_10", outputs) == 1.0
+    assert value("ndcg_at_10", outputs) == pytest.approx(1.0)
+    assert value("mrr", outputs) == 1.0
+
+
+def test_scores_that_are_all_one_recall_what_chance_would() -> None:
+    relevant = torch.zeros(1, 200, dtype=torch.bool)
+    relevant[0, :40] = True
+    outputs = outputs_of(torch.zeros(1, 200), relevant)
+    assert value("recall_at_10", outputs) == pytest.approx(10 / 200, abs=1 / 40)
+    assert value("ndcg_at_10", outputs) == pytest.approx(40 / 200, abs=0.1)
 
 
 def test_rows_without_held_out_items_do_not_count() -> None:

@@ -196,6 +196,26 @@ def test_ratings_that_are_all_the_same_have_no_cross_entropy() -> None:
         Recommender(Recommender.Config(dim=4, loss="bce"), schema).bind(same)
 
 
+def test_a_full_softmax_that_no_memory_holds_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, user = ranker().train(), torch.tensor([1, 4, 1, 9, 3])
+    batch = {"user": user, "item": user + 6, "target": torch.ones(5)}
+    monkeypatch.setattr("models.recommender.MOST_LOGITS", 4 * ITEMS)
+    assert net(batch)["loss"].shape == (5,)
+    monkeypatch.setattr("models.recommender.MOST_LOGITS", 4 * ITEMS - 1)
+    with pytest.raises(ValueError, match=r"softmax scores 4 users of a step with each of 40 items: .* use sampled_softmax, or a smaller"):
+        net(batch)
+    assert ranker(loss="sampled_softmax").train()(batch)["loss"].shape == (5,)
+    assert net.eval()(batch)["score"].shape == (5,)
+
+
+def test_a_million_items_and_a_batch_of_4096_are_told_to_be_16_gb() -> None:
+    inputs = (Column("user", "id", vocabulary=5000), Column("item", "id", vocabulary=1_000_001))
+    net = Ranker(Ranker.Config(dim=1), Schema(inputs, Column("target", "ranking"))).train()
+    user = torch.arange(1, 4097)
+    with pytest.raises(ValueError, match=r"4,096 users of a step with each of 1,000,000 items: 16 GB, .* the most is 9 GB: use sampled_"):
+        net({"user": user, "item": user})
+
+
 def test_large_tables_have_sparse_gradients_where_the_loss_touches_single_rows() -> None:
     inputs = (Column("user", "id", vocabulary=100_002), Column("item", "id", vocabulary=100_002))
     for loss, sparse in (("bpr", True), ("sampled_softmax", True), ("softmax", False)):

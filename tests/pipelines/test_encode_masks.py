@@ -267,6 +267,57 @@ def test_lists_that_are_no_image_of_any_size_are_refused(value: Any) -> None:
     assert list(errors) == [0]
 
 
+FIXED = Column("image", "image", (3, 3, 3), "uint8")
+
+
+def of_other_sizes(column: Column = FIXED) -> ImageEncoder:
+    return ImageEncoder(column, (0.0,) * 3, (1.0,) * 3, other_sizes=True)
+
+
+def test_images_of_the_trained_size_alone_are_no_ragged_rows() -> None:
+    for form in (IMAGES[2].tobytes(), encode_png(IMAGES[2]), IMAGES[2].tolist(), IMAGES[2].reshape(-1).tolist()):
+        array, errors = of_other_sizes().array(pa.chunked_array([pa.array([form] * 2)]))
+        assert errors == {}
+        assert isinstance(array, np.ndarray)
+        assert np.array_equal(array, [IMAGES[2]] * 2)
+
+
+@pytest.mark.parametrize("form", [encode_png, np.ndarray.tolist, lambda image: json.dumps(image.tolist())])
+def test_images_of_other_sizes_keep_them_beside_those_of_the_trained_one(form: Any) -> None:
+    images = [IMAGES[2], IMAGES[0], IMAGES[2], IMAGES[1]]
+    array, errors = of_other_sizes().array(pa.chunked_array([pa.array([form(image) for image in images])]))
+    assert errors == {}
+    assert isinstance(array, Ragged)
+    for row, image in enumerate(images):
+        assert np.array_equal(array.take(torch.tensor([row]))[0][0].numpy(), image)
+
+
+def test_what_is_no_image_of_any_size_says_why_beside_those_that_are() -> None:
+    values = [IMAGES[0].tolist(), None, [[[1, 2, 300]]], [1, 2], [300] * 27]
+    array, errors = of_other_sizes().array(pa.chunked_array([pa.array([json.dumps(value) if value else None for value in values])]))
+    assert isinstance(array, Ragged)
+    assert len(array) == 5
+    assert errors == {
+        1: "it is missing",
+        2: "values from 1 to 300; they must lie between 0 and 255",
+        3: "a list of shape [2]; an image of any size is a list of rows of pixels: [H, W, 3]",
+        4: "values from 300 to 300; they must lie between 0 and 255",
+    }
+
+
+def test_a_picture_of_another_size_is_none_of_another_scale() -> None:
+    column = Column("image", "image", (3, 3, 3), "float32")
+    _, errors = of_other_sizes(column).array(pa.chunked_array([pa.array([encode_png(IMAGES[0])])]))
+    assert "the training data were lists of numbers of another scale" in errors[0]
+
+
+def test_the_example_of_images_that_may_have_other_sizes_is_text_too() -> None:
+    raw = pa.chunked_array([image_column(np.stack([IMAGES[2]] * 2))])
+    example = of_other_sizes().example(raw)
+    assert example.type == pa.string()
+    assert np.array_equal(np.asarray(of_other_sizes().array(pa.chunked_array([example]))[0]), [IMAGES[2]] * 2)
+
+
 def test_the_example_of_images_of_any_size_is_text_that_gives_them_again() -> None:
     made = ImageEncoder(SIZED, (0.0,) * 3, (1.0,) * 3)
     raw = pa.chunked_array([pa.array([encode_png(image) for image in IMAGES])])

@@ -185,6 +185,35 @@ def test_as_many_names_as_values_are_theirs_in_order(folder: Path) -> None:
     assert masked(load(Config(path=str(folder), classes=("a", "b", "c")))).values == (1, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("held", "ignore", "classes", "values", "names"),
+    [
+        ((0, 1, 2), 0, ("void", "sky", "tree"), (1, 2), ("sky", "tree")),
+        ((0, 1, 2), 1, ("sky", "Unlabeled", "tree"), (0, 2), ("sky", "tree")),
+        ((0, 1, 2), 0, ("sky", "tree"), (1, 2), ("sky", "tree")),
+        ((0, 1, 3), 1, ("a", "b", "c"), (0, 2, 3), ("a", "b", "c")),  # 2 is absent
+        ((0, 1, 2, 3), 0, ("ignore", "a", "b", "c", "d"), (1, 2, 3, 4), ("a", "b", "c", "d")),  # 4 is absent
+        ((0, 1, 9), 9, ("a", "b", "c"), (0, 1, 2), ("a", "b", "c")),
+        ((0, 10, 20), 0, ("void", "a", "b"), (10, 20), ("a", "b")),
+        ((0, 128, 255), 128, ("a", "b"), (0, 255), ("a", "b")),
+    ],
+)
+def test_the_ignored_value_is_no_class_whether_the_names_have_one_for_it_or_not(
+    folder: Path, held: tuple[int, ...], ignore: int, classes: tuple[str, ...], values: tuple[int, ...], names: tuple[str, ...]
+) -> None:
+    fill(folder, "images", "masks", SAME, held)
+    found = masked(load(Config(path=str(folder), classes=classes, ignore=ignore)))
+    assert (found.values, found.names, found.ignore) == (values, names, ignore)
+
+
+def test_every_named_class_has_training_pixels_where_a_file_names_the_ignored_value_too(folder: Path) -> None:
+    fill(folder, "images", "masks", SAME)
+    (folder / "names.txt").write_text("void\nsky\ntree\n")
+    prepared = prepare("masks", load, Config(path=str(folder), classes="names.txt", ignore=0), SplitConfig(), folder.parent / "cache")
+    assert prepared.schema.classes == ("sky", "tree")
+    assert min(prepared.schema.counts) > 0
+
+
 def test_a_table_may_name_its_files_and_columns(folder: Path) -> None:
     fill(folder, "images", "masks", SAME)
     rows = "".join(f"images/{row:02d}.png,masks/{row:02d}.png\n" for row in range(20))
@@ -320,9 +349,14 @@ def _one_value(folder: Path) -> None:
         (None, {"classes": ("a", "b")}, "data.classes", "'masks/00.png' holds 2, but data.classes names 2 classes, 0 to 1; name it too"),
         (None, {"classes": ("a", "a", "b")}, "data.classes", "class 'a' is named twice"),
         (None, {"classes": ("a", "")}, "data.classes", "2 names, or an empty one"),
+        (
+            None, {"classes": ("a", "b", "c"), "ignore": 0}, "data.classes",
+            "is 'a' the name of 0, which data.ignore leaves out, or of 1. Write 'ignore' as the name of 0: in its place, or before it",
+        ),
+        (None, {"classes": ("void", "b"), "ignore": 0}, "data.classes", "'b' is the only class beside the one that data.ignore leaves out"),
         (None, {"classes": "gone.txt"}, "data.classes", "no file 'gone.txt', in "),
     ],
-)
+)  # fmt: skip
 def test_what_is_wrong_with_the_files_is_named(folder: Path, spoil: Any, options: dict[str, Any], key: str, says: str) -> None:
     fill(folder, "images", "masks", SAME)
     if spoil is not None:

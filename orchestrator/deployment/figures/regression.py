@@ -8,8 +8,9 @@ import torch
 
 from models.family import Batch, Family, Outputs
 from orchestrator.deployment.figures import draw
+from orchestrator.deployment.figures.sample import Sample
 
-MOST_POINTS = 5000  # drawn: the first rows
+MOST_POINTS = 5000  # drawn, of all rows
 
 
 class Regression:
@@ -20,19 +21,19 @@ class Regression:
 
         self.family = family
         self.totals = MetricCollection({"r2": R2Score(), "mse": MeanSquaredError(), "mae": MeanAbsoluteError()})
-        self.rows = 0
-        self.points: list[torch.Tensor] = []  # [B, 2]: predicted, true
+        self.sample = Sample(MOST_POINTS)
+        self.points = torch.empty(MOST_POINTS, 2, dtype=torch.float64)  # predicted, true
 
     def add(self, outputs: Outputs, batch: Batch) -> None:
         predicted = self.family.decode(outputs, batch)["prediction"].double().cpu()
         true = batch[self.family.schema.target.name].double().cpu()
         self.totals.update(predicted, true)
-        if self.rows < MOST_POINTS:
-            self.points.append(torch.stack([predicted, true], 1)[: MOST_POINTS - self.rows])
-        self.rows += len(true)
+        chosen = self.sample.chosen(len(true))
+        self.points[list(chosen)] = torch.stack([predicted, true], 1)[list(chosen.values())]
 
     def write(self, folder: Path, scores: dict[str, float], part: str) -> None:
-        points = torch.cat(self.points)
+        rows = self.sample.seen
+        points = self.points[:rows]
         predicted, true = points.T
         residual = predicted - true
         drawn = draw.figure(10, 4.5)
@@ -46,5 +47,5 @@ class Regression:
         right.set(xlabel="predicted - true", ylabel="rows", title="Residuals")
         at = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
         quantiles = dict(zip(("5 %", "25 %", "50 %", "75 %", "95 %"), residual.quantile(at).tolist(), strict=True))
-        whole = {name: float(value) for name, value in self.totals.compute().items()} if self.rows > 1 else {}
-        draw.write(folder, "residuals", drawn, {**whole, "rows": self.rows, "drawn": len(points), "residual_quantiles": quantiles})
+        whole = {name: float(value) for name, value in self.totals.compute().items()} if rows > 1 else {}
+        draw.write(folder, "residuals", drawn, {**whole, "rows": rows, "drawn": len(points), "residual_quantiles": quantiles})

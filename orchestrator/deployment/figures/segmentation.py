@@ -9,32 +9,35 @@ from torch import Tensor
 
 from models.family import Batch, Family, Outputs
 from orchestrator.deployment.figures import draw
+from orchestrator.deployment.figures.sample import Sample
 
 EXAMPLES = 6
 
 
 class Segmentation:
-    """Pixels of each class, and the first images."""
+    """Pixels of each class, and some images."""
 
     def __init__(self, family: Family) -> None:
         from torchmetrics.classification import MulticlassConfusionMatrix
 
         self.family, self.classes = family, list(family.schema.classes)
         self.counts = MulticlassConfusionMatrix(num_classes=len(self.classes))
-        self.examples: list[tuple[Tensor, Tensor, Tensor]] = []  # image [C, H, W], truth [H, W], predicted [H, W]
+        self.sample = Sample(EXAMPLES)
+        self.examples: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # image [C, H, W], truth [H, W], predicted [H, W]
 
     def add(self, outputs: Outputs, batch: Batch) -> None:
         schema = self.family.schema
         truth = batch[schema.target.name].cpu()
         predicted: Any = self.family.decode(outputs, batch)["prediction"]
+        places = {row: place for place, row in self.sample.chosen(len(truth)).items()}
         for row in range(len(truth)):
             guess = predicted[row].cpu()
             own = truth[row, : guess.shape[-2], : guess.shape[-1]]
             counted = (own >= 0) & (own < len(self.classes))
             self.counts.update(guess[counted], own[counted])
-            if len(self.examples) < EXAMPLES:
-                image = batch[schema.inputs[0].name][row].float().cpu()
-                self.examples.append((image[:, : guess.shape[-2], : guess.shape[-1]], own, guess))
+            if row in places:
+                image = batch[schema.inputs[0].name][row, :, : guess.shape[-2], : guess.shape[-1]].float().cpu()
+                self.examples[places[row]] = (image.clone(), own.clone(), guess.clone())  # of views, which would hold the batch
 
     def write(self, folder: Path, scores: dict[str, float], part: str) -> None:
         counts = self.counts.compute().double()
@@ -51,7 +54,7 @@ class Segmentation:
         drawn = draw.figure(7, 2.2 * len(self.examples) + 0.6)
         grid = drawn.subplots(len(self.examples), 3, squeeze=False)
         most = max(1, len(self.classes) - 1)
-        for axes, (image, truth, guess) in zip(grid, self.examples, strict=True):
+        for axes, (image, truth, guess) in zip(grid, self.examples.values(), strict=True):
             low, high = image.min(), image.max()
             picture = ((image - low) / (high - low).clamp_min(1e-6)).permute(1, 2, 0).numpy()
             axes[0].imshow(picture[..., 0] if picture.shape[2] == 1 else picture, cmap="gray")
