@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,15 @@ import pyarrow.parquet as pq
 from orchestrator.deployment.bundle import Bundle
 from orchestrator.errors import Failed, Refused
 from pipelines.answer import answer
-from pipelines.encode.arrow import is_bytes
+from pipelines.encode import HISTORY, Encoder
+from pipelines.encode.arrow import is_bytes, is_text
+from pipelines.encode.ids import WHOLE
 from pipelines.schema import DataError
 from pipelines.sources import files
 
 CHUNK = 8192
 FORMATS = (".parquet", ".csv", ".tsv")
+INFERRED = rf"{WHOLE}|^(true|false)$"  # words that numbers and booleans of a CSV become
 
 
 def predict(bundle: Bundle, source: Path, target: Path, every_class: bool = False) -> tuple[int, int]:
@@ -78,7 +82,7 @@ def _fill(bundle: Bundle, source: Path, every_class: bool, writer: Writer) -> tu
     """Write the answers; (rows, rows that didn't fit, what is wrong with the first of these)."""
     rows = failed = 0
     first: str | None = None
-    for chunk in read(source):
+    for chunk in read(source, text_columns(bundle.encoder)):
         answers, errors = _answer(bundle, chunk, source, every_class)
         if errors and first is None:
             first = f"row {rows + min(errors)}: {errors[min(errors)]}"
@@ -100,15 +104,30 @@ def errors_of(errors: Mapping[int, str], rows: int) -> pa.Array:
     return pa.array([errors.get(row) for row in range(rows)], pa.string())
 
 
-def read(source: Path) -> Iterator[pa.Table]:
-    """The rows of a Parquet, CSV or TSV file, a chunk at a time. Raises Refused if it can't be read."""
+def text_columns(encoder: Encoder) -> set[str]:
+    """The columns that a model takes as text, which a CSV of numbers, booleans or dates alone wouldn't show: '007' isn't 7.
+
+    Ids and words that were numbers or booleans in training are none of these: they are what training has read.
+    """
+    found = {name for name, column in encoder.columns.items() if _is_text(column)}
+    return {*found, HISTORY} if found & {column.name for column in encoder.schema.inputs[1:2] if column.kind == "id"} else found
+
+
+def _is_text(column: Any) -> bool:
+    if column.kind == "id":
+        return is_text(column.ids.type)
+    return column.kind == "text" or (column.kind == "words" and not all(re.match(INFERRED, word) for word in column.words))
+
+
+def read(source: Path, as_text: Collection[str]) -> Iterator[pa.Table]:
+    """The rows of a Parquet, CSV or TSV file, a chunk at a time. `as_text`: columns that a CSV has as text. Raises Refused."""
     if source.is_dir():
         raise Refused(f"input '{source}' is a folder: give a Parquet, CSV or TSV file")
     if not source.is_file():
         near = difflib.get_close_matches(source.name, [p.name for p in source.parent.iterdir()] if source.parent.is_dir() else [], n=1)
         raise Refused(f"input '{source}': no such file" + (f"; did you mean '{near[0]}'?" if near else ""))
     try:
-        yield from files.chunks(source, CHUNK)
+        yield from files.chunks(source, CHUNK, as_text.__contains__)
     except DataError as error:
         raise Refused(f"input {error}") from None
     except (pa.ArrowException, OSError) as error:

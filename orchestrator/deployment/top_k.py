@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from orchestrator.deployment.bundle import Bundle
-from orchestrator.deployment.predict import Writer, errors_of, read, write_whole
+from orchestrator.deployment.predict import Writer, errors_of, read, text_columns, write_whole
 from orchestrator.errors import Refused
 from pipelines.encode import HISTORY
 from pipelines.encode.arrow import is_list
@@ -47,7 +47,7 @@ def top_k(bundle: Bundle, source: Path, target: Path, k: int) -> tuple[int, int]
 
 def _fill(bundle: Bundle, source: Path, k: int, writer: Writer) -> tuple[int, int, str | None]:
     """Write the answers; (users, users whose row didn't fit, what is wrong with the first of these)."""
-    chunks = list(read(source))
+    chunks = list(read(source, text_columns(bundle.encoder)))
     if not chunks:
         return 0, 0, None
     table = pa.concat_tables(chunks, promote_options="permissive")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from .features import SEPARATOR
 
 WHOLE = r"^(0|-?[1-9][0-9]{0,17})$"  # text that is an integer's own spelling: '07' is not 7
 LARGEST = 2**63 - 1  # of int64
+NOTHING = pa.array(pa.csv.ConvertOptions().null_values)  # how a missing number is spelt in a CSV
 
 
 @dataclass
@@ -158,6 +160,33 @@ def as_ids(raw: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     except pa.ArrowException as error:
         says = str(error).splitlines()[0]
         raise DataError(f"column '{name}' holds {raw.type} that is no text ({says}): write ids as numbers or UTF-8 text") from None
+
+
+def of_text(written: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Ids that were read as text from a CSV: int64 where each is a whole number's own spelling, else as they are written.
+
+    Spaces around numbers don't count, nor does a float's '.0', which pandas writes where some are missing.
+    """
+    numbers = []
+    for chunk in written.chunks:
+        found = _whole(chunk)
+        if found is None:
+            bare = pc.utf8_trim_whitespace(chunk)
+            there = pc.if_else(pc.is_in(bare, value_set=NOTHING), pa.scalar(None, bare.type), bare)
+            found = _whole(pc.replace_substring_regex(there, r"\.0$", ""))
+        if found is None:
+            return written
+        numbers.append(found)
+    return pa.chunked_array(numbers, pa.int64())
+
+
+def _whole(texts: pa.Array) -> pa.Array | None:
+    """int64, if each text is one's own spelling: '07' is not 7."""
+    try:
+        found = texts.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+    return found if found.cast(texts.type).equals(texts) else None
 
 
 def _of_floats(raw: pa.ChunkedArray) -> pa.ChunkedArray:

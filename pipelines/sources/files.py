@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +20,9 @@ from ..splits import part_name
 
 SUFFIXES = (".parquet", ".csv", ".tsv")
 CHUNK_ROWS, CHUNK_BYTES = 65536, 8 << 20  # of a large file at once
+QUOTED = re.compile(rb'"(?<![^\t\r\n]")([^"]*+(?:""[^"]*+)*+)("(?![^\t\r\n]))?"?')  # a TSV's value, and the quote that ends it
+
+Chosen = Callable[[str], bool]  # whether a column of that name is one of them
 
 
 def parts_of(path: Path) -> dict[str, Path]:
@@ -40,17 +45,21 @@ def parts_of(path: Path) -> dict[str, Path]:
     return found if len(found) > 1 else {"": found["train"]}
 
 
-def read(path: Path, text_only: bool = False) -> pa.Table:
-    """The table, or at least its text columns; dictionaries are decoded, and empty text in a CSV is missing. Raises DataError."""
+def read(path: Path, text_only: bool = False, as_text: Chosen | None = None) -> pa.Table:
+    """The table, or at least its text columns; dictionaries are decoded, and empty text in a CSV is missing. Raises DataError.
+
+    `as_text`: columns of a CSV or TSV that are text, whatever their values look like; what others are, their values tell.
+    """
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"'{path.name}' is none of {', '.join(SUFFIXES)}; convert it to one of them", "data.path")
     if path.stat().st_size == 0:
         raise DataError(f"'{path}' is empty; get the file again", "data.path")
+    _refuse_open_quotes(path)
     try:
-        if spill.at_hand() and _is_large(path, text_only) and (path.suffix.lower() == ".parquet" or _streams(path)):
-            table = spill.spilled(_some_at_a_time(path, CHUNK_ROWS, text_only))
+        if spill.at_hand() and _is_large(path, text_only) and (is_parquet(path) or _streams(path, as_text)):
+            table = spill.spilled(_some_at_a_time(path, CHUNK_ROWS, text_only, as_text))
         else:
-            table = _read_parquet(path, text_only) if path.suffix.lower() == ".parquet" else _read_text(path)
+            table = _read_parquet(path, text_only) if is_parquet(path) else _read_text(path, as_text)
     except (pa.ArrowInvalid, OSError) as error:
         raise _unreadable(path, error) from None
     _refuse_twice(path, table.column_names)
@@ -59,21 +68,28 @@ def read(path: Path, text_only: bool = False) -> pa.Table:
     return pa.table({name: _decoded(table[name]) for name in table.column_names})
 
 
-def chunks(path: Path, rows: int) -> Iterator[pa.Table]:
+def chunks(path: Path, rows: int, as_text: Chosen | None = None) -> Iterator[pa.Table]:
     """The rows of a file, some at a time, as `read` reads them all. Raises DataError, before the first chunk if it is a CSV."""
-    if path.suffix.lower() in SUFFIXES and path.stat().st_size and (path.suffix.lower() == ".parquet" or _streams(path)):
-        yield from _some_at_a_time(path, rows)
+    _refuse_open_quotes(path)
+    if path.suffix.lower() in SUFFIXES and path.stat().st_size and (is_parquet(path) or _streams(path, as_text)):
+        yield from _some_at_a_time(path, rows, as_text=as_text)
     else:
-        yield from (pa.Table.from_batches([batch]) for batch in read(path).to_batches(max_chunksize=rows))
+        yield from (pa.Table.from_batches([batch]) for batch in read(path, as_text=as_text).to_batches(max_chunksize=rows))
 
 
-def _some_at_a_time(path: Path, rows: int, text_only: bool = False) -> Iterator[pa.Table]:
+def is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _some_at_a_time(path: Path, rows: int, text_only: bool = False, as_text: Chosen | None = None) -> Iterator[pa.Table]:
     """A Parquet file, at most so many rows (and bytes, about) at a time, or a text file that `_streams`."""
     tables: Iterator[pa.Table]
-    if path.suffix.lower() == ".parquet":
+    if is_parquet(path):
         tables = _parquet_chunks(path, rows, text_only)
     else:
-        tables = (_empty_as_missing(pa.Table.from_batches([batch])) for batch in pa.csv.open_csv(path, parse_options=_parsing(path)))
+        parse = _parsing(path)
+        batches = pa.csv.open_csv(path, parse_options=parse, convert_options=converting(path, parse, as_text))
+        tables = (_empty_as_missing(pa.Table.from_batches([batch])) for batch in batches)
     for table in tables:
         _refuse_twice(path, table.column_names)
         yield pa.table({name: _decoded(table[name]) for name in table.column_names})
@@ -81,7 +97,7 @@ def _some_at_a_time(path: Path, rows: int, text_only: bool = False) -> Iterator[
 
 def _is_large(path: Path, text_only: bool) -> bool:
     """Whether the table, or its text columns, would take much memory."""
-    if path.suffix.lower() != ".parquet":
+    if not is_parquet(path):
         return path.stat().st_size > spill.SPILL_BYTES
     with pq.ParquetFile(path) as file:
         text = any(_may_hold_text(field) for field in file.schema_arrow)
@@ -97,10 +113,11 @@ def _may_hold_text(field: pa.Field) -> bool:
     return is_text(field.type) or bool(pa.types.is_dictionary(field.type))
 
 
-def _streams(path: Path) -> bool:
+def _streams(path: Path, as_text: Chosen | None) -> bool:
     """Whether the types of a text file's beginning hold to its end; else only a look at all of it tells them, or what is wrong."""
+    parse = _parsing(path)
     try:
-        with pa.csv.open_csv(path, parse_options=_parsing(path)) as reader:
+        with pa.csv.open_csv(path, parse_options=parse, convert_options=converting(path, parse, as_text)) as reader:
             if any(is_bytes(field.type) for field in reader.schema):
                 return False
             for _ in reader:
@@ -124,7 +141,7 @@ def _parquet_chunks(path: Path, rows: int, text_only: bool) -> Iterator[pa.Table
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    kind = "Parquet, or is cut off" if path.suffix.lower() == ".parquet" else "a table"
+    kind = "Parquet, or is cut off" if is_parquet(path) else "a table"
     says = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
     return DataError(f"'{path}' can't be read as {kind}: {says}; get the file again or mend it", "data.path")
 
@@ -147,7 +164,7 @@ def _decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
-def _read_text(path: Path) -> pa.Table:
+def _read_text(path: Path, as_text: Chosen | None = None) -> pa.Table:
     """A CSV or TSV; a row of another length is named by its number, which Arrow only knows when it reads in one thread."""
     wrong: list[pa.csv.InvalidRow] = []
 
@@ -156,8 +173,14 @@ def _read_text(path: Path) -> pa.Table:
         return "skip"
 
     parse = _parsing(path)
+    convert = converting(path, parse, as_text)
     parse.invalid_row_handler = keep
-    table = pa.csv.read_csv(path, parse_options=parse)
+    try:
+        table = pa.csv.read_csv(path, parse_options=parse, convert_options=convert)
+    except pa.ArrowInvalid:
+        if convert.column_types:
+            _read_text(path)  # names the column that is no UTF-8
+        raise
     if wrong:
         wrong.clear()
         pa.csv.read_csv(path, parse_options=parse, read_options=pa.csv.ReadOptions(use_threads=False))
@@ -183,6 +206,41 @@ def _empty_as_missing(table: pa.Table) -> pa.Table:
 
 def _parsing(path: Path) -> pa.csv.ParseOptions:
     return pa.csv.ParseOptions(delimiter=_delimiter(path), newlines_in_values=True)
+
+
+def converting(path: Path, parse: pa.csv.ParseOptions, as_text: Chosen | None) -> pa.csv.ConvertOptions:
+    """How to read a text file so that some columns are text, whatever their values look like."""
+    if as_text is None:
+        return pa.csv.ConvertOptions()
+    first = pa.csv.ParseOptions(delimiter=parse.delimiter, quote_char=parse.quote_char, newlines_in_values=parse.newlines_in_values)
+    first.invalid_row_handler = lambda row: "skip"
+    try:
+        with pa.csv.open_csv(path, parse_options=first) as reader:
+            return pa.csv.ConvertOptions(column_types={name: pa.string() for name in reader.schema.names if as_text(name)})
+    except (pa.ArrowException, OSError):
+        return pa.csv.ConvertOptions()  # reading all of it tells what is wrong
+
+
+def _refuse_open_quotes(path: Path) -> None:
+    """Refuse a TSV in which a value that only begins with a quote would take in lines below it: many such files quote nothing.
+
+    So does one whose quote isn't closed, or not at a value's end, or that holds as many tabs as whole lines do.
+    """
+    if path.suffix.lower() != ".tsv" or not path.stat().st_size:
+        return
+    with path.open("rb") as opened:
+        tabs = opened.readline().count(b"\t")
+        data = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+    for found in QUOTED.finditer(data):
+        value, closed = found.groups()
+        lines = max(value.count(b"\n"), value.count(b"\r"))
+        if lines and (not closed or (tabs and value.count(b"\t") == tabs * lines)):
+            line = 1 + data[: found.start()].count(b"\n")
+            raise DataError(
+                f"'{path.name}', line {line}: the value that begins with '\"' takes in lines below it; "
+                "take that '\"' out, or convert the file to Parquet",
+                "data.path",
+            )
 
 
 def _delimiter(path: Path) -> str:

@@ -20,7 +20,7 @@ from ..encode.arrow import is_text
 from ..raw import Raw, existing
 from ..schema import Column, DataError
 from ..splits import part_name
-from .files import parts_of
+from .files import is_parquet, parts_of
 from .side_tables import USUAL_IDS, files_of, ids_of, read_table, sides_of
 
 USUAL = {  # what columns are called where the options don't say
@@ -67,12 +67,12 @@ def load(config: Config) -> Raw:
     """Rows of user, item, rating or 1, time and whatever else there is, and the features of both sides. Raises DataError."""
     path = existing(config.path)
     parts = _tables(path)
-    tables = {part: read_table(file)[0] for part, file in parts.items()}
+    tables = {part: read_table(file, lambda name, _: _may_be_ids(config, name))[0] for part, file in parts.items()}
     names = _choose(config, next(iter(tables.values())).column_names)
     kept = [name for name in names.values() if name is not None]
-    table = _joined(tables, parts, kept)
-    official = None if "" in parts else np.repeat(list(parts), [table.num_rows for table in tables.values()])
     user, item, rating = names["user"] or "", names["item"] or "", names["rating"]
+    table = _joined(_ids_alike(tables, parts, (user, item)), parts, kept)
+    official = None if "" in parts else np.repeat(list(parts), [table.num_rows for table in tables.values()])
     for part, name in (("user", user), ("item", item)):
         table = table.set_column(table.column_names.index(name), name, ids_of(table[name], name, f"data.{part}"))
     if names["time"] is not None:
@@ -93,6 +93,24 @@ def _tables(path: Path) -> dict[str, Path]:
     if len(atomic) > 1:
         raise DataError(f"'{path}' holds {', '.join(file.name for file in atomic)}: name the one to use", "data.path")
     return {"": atomic[0]} if atomic else parts_of(path)
+
+
+def _may_be_ids(config: Config, name: str) -> bool:
+    """Of a column's name, before all of them are known."""
+    return name in (config.user, config.item) or name.lower() in (*USUAL["user"], *USUAL["item"])
+
+
+def _ids_alike(tables: Mapping[str, pa.Table], files: Mapping[str, Path], names: tuple[str, str]) -> dict[str, pa.Table]:
+    """Where one part's ids are text, a CSV's that all look like numbers are text again."""
+    alike = dict(tables)
+    for name in names:
+        columns = {part: table[name] for part, table in tables.items() if name in table.column_names}
+        if any(is_text(column.type) for column in columns.values()):
+            for part, column in columns.items():
+                if pa.types.is_integer(column.type) and not is_parquet(files[part]):
+                    place = tables[part].column_names.index(name)
+                    alike[part] = alike[part].set_column(place, name, column.cast(pa.string()))
+    return alike
 
 
 def _choose(config: Config, columns: list[str]) -> dict[str, str | None]:

@@ -5,7 +5,7 @@ https://recbole.io/docs/user_guide/data/atomic_files.html
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +15,15 @@ import pyarrow.csv
 
 from ..encode.arrow import is_list, is_text
 from ..encode.features import words_of
-from ..encode.ids import as_ids
+from ..encode.ids import as_ids, of_text
 from ..raw import Side
 from ..schema import Column, DataError
 from ..sides import RESERVED
-from .files import read
+from .files import converting, is_parquet, read
+
+Written = Callable[[str, str], bool]  # whether a column of that name and type (RecBole's, else '') is one of them
+TOKENS = ("token", "token_seq")
+BOOLEANS = pa.array(["True", "False", "TRUE", "FALSE", "true", "false"])
 
 USUAL_IDS = {  # what columns of ids are called where the options don't say
     "user": ("user", "user_id", "userid", "user_idx", "uid", "customer", "customer_id", "reviewerid", "visitorid"),
@@ -43,13 +47,18 @@ def files_of(asked: Mapping[str, str | None], folder: Path, interactions: Path) 
     return found
 
 
-def read_table(file: Path) -> tuple[pa.Table, Mapping[str, str]]:
-    """A table, and RecBole's types of its columns by name (none for other tables). Raises DataError."""
+def read_table(file: Path, as_written: Written) -> tuple[pa.Table, Mapping[str, str]]:
+    """A table, and RecBole's types of its columns by name (none for other tables). Raises DataError.
+
+    `as_written`: by name and type, columns of a text file that keep each value's spelling, so that '07' isn't 7.
+    """
     if file.suffix not in (".inter", ".user", ".item"):
-        return read(file), {}
+        table = read(file, as_text=lambda name: as_written(name, ""))
+        return (table if is_parquet(file) else _numbers_where_all_are(table, as_written)), {}
     options = pa.csv.ParseOptions(delimiter="\t", quote_char=False)
     try:
-        table = pa.csv.read_csv(file, parse_options=options)
+        convert = converting(file, options, lambda field: as_written(*field.rpartition(":")[::2]))
+        table = pa.csv.read_csv(file, parse_options=options, convert_options=convert)
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"'{file.name}' can't be read as a tab-separated table: {str(error).splitlines()[0]}", "data.path") from None
     fields = [name.rpartition(":") for name in table.column_names]
@@ -58,7 +67,16 @@ def read_table(file: Path) -> tuple[pa.Table, Mapping[str, str]]:
         raise DataError(f"'{file.name}', header: '{wrong}' has no type; write name:type, such as user_id:token", "data.path")
     if table.num_rows == 0:
         raise DataError(f"'{file.name}' has no rows", "data.path")
-    return table.rename_columns([before for before, _, _ in fields]), {before: kind for before, _, kind in fields}
+    kinds = {before: kind for before, _, kind in fields}
+    table = table.rename_columns([before for before, _, _ in fields])
+    return _numbers_where_all_are(table, lambda name, _: as_written(name, kinds[name])), kinds
+
+
+def _numbers_where_all_are(table: pa.Table, as_written: Written) -> pa.Table:
+    for place, name in enumerate(table.column_names):
+        if as_written(name, "") and is_text(table.column(place).type):
+            table = table.set_column(place, name, of_text(table.column(place)))
+    return table
 
 
 def ids_of(column: pa.ChunkedArray, name: str, key: str) -> pa.ChunkedArray:
@@ -77,7 +95,7 @@ def sides_of(files: Mapping[str, Path], ids: Mapping[str, str], own: set[str], d
     """The features of both sides, by the columns of their `ids`; columns that both have, or the interactions (`own`), get the side's name
     before theirs. Raises DataError.
     """
-    read_sides = {side: (file, *read_table(file)) for side, file in files.items()}
+    read_sides = {side: (file, *read_table(file, _as_written(side, ids[side], drop))) for side, file in files.items()}
     columns = [name for _, side_table, _ in read_sides.values() for name in side_table.column_names]
     taken = {name for name in columns if columns.count(name) > 1} | own | set(RESERVED)
     unknown = [name for name in drop if name not in columns]
@@ -89,8 +107,17 @@ def sides_of(files: Mapping[str, Path], ids: Mapping[str, str], own: set[str], d
     return {name: side for name, side in found.items() if side.columns}
 
 
+def _as_written(side: str, key: str, drop: tuple[str, ...]) -> Written:
+    """Ids, and what RecBole calls tokens: names and codes."""
+    return lambda name, kind: _is_id(side, key, name) or (kind in TOKENS and name not in drop)
+
+
+def _is_id(side: str, key: str, name: str) -> bool:
+    return name == key or name.lower() in USUAL_IDS[side]
+
+
 def _side(side: str, key: str, file: Path, table: pa.Table, kinds: Mapping[str, str], taken: set[str], drop: tuple[str, ...]) -> Side:
-    found = [name for name in table.column_names if name == key or name.lower() in USUAL_IDS[side]]
+    found = [name for name in table.column_names if _is_id(side, key, name)]
     if not found:
         raise DataError(f"'{file.name}' has no column '{key}'; its columns are: {', '.join(table.column_names)}", f"data.{side}_features")
     own = key if key in found else found[0]
@@ -113,9 +140,11 @@ def _side(side: str, key: str, file: Path, table: pa.Table, kinds: Mapping[str, 
 
 def _feature(name: str, column: pa.ChunkedArray, kind: str | None) -> tuple[str, pa.ChunkedArray]:
     """(words or measure, its values)."""
-    if kind in ("token", "token_seq") or is_text(column.type) or is_list(column.type) or _is_word(column.type):
+    if kind in TOKENS or is_text(column.type) or is_list(column.type) or _is_word(column.type):
         words_of(column, name)  # raises DataError
         text = column if is_list(column.type) else column.cast(pa.string())
+        if kind in TOKENS and bool(pc.all(pc.is_in(text.drop_null(), value_set=BOOLEANS)).as_py()):
+            text = pc.utf8_lower(text)  # as those of a Parquet file that asks are
         return "words", pc.split_pattern(text, " ") if kind == "token_seq" else text
     if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
         return "measure", column

@@ -59,7 +59,7 @@ class Config:
 
 def load(config: Config) -> Raw:
     """All columns of the file, image columns as raw uint8 bytes or float32 lists. Raises DataError."""
-    rows = read_parts(parts_of(existing(config.path)))
+    rows = read_parts(parts_of(existing(config.path)), lambda name: (config.kinds or {}).get(name) == "text")
     target, inputs = _choose(config, rows.table.column_names)
     kinds = {name: (config.kinds or {}).get(name) or _kind(name, rows.table[name], config, rows.folder) for name in inputs}
     if list(kinds.values()) == ["category"] and inputs[0] not in (config.kinds or {}):

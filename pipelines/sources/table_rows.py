@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ..encode.column import Errors
 from ..schema import DataError
-from .files import read
+from .files import Chosen, read
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Rows:
             raise DataError(f"{self.where(column, row)}: {says}{more}; mend the row or take it out", "data.path")
 
 
-def read_parts(files: Mapping[str, Path]) -> Rows:
-    """The parts' tables, one below the other, with the columns of the first (train)."""
-    tables = {part: read(file) for part, file in files.items()}
+def read_parts(files: Mapping[str, Path], as_text: Chosen | None = None) -> Rows:
+    """The parts' tables, one below the other, with the columns of the first (train). `as_text`: columns that a CSV has as text."""
+    tables = {part: read(file, as_text=as_text) for part, file in files.items()}
     first = "train" if "train" in files else ""
     names = tables[first].column_names
     for part, table in tables.items():

@@ -15,10 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import orchestrator
+from models.lstm import LSTM
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import predict as predicting
 from orchestrator.deployment.bundle import Bundle
 from orchestrator.errors import Failed, Refused
+from pipelines.encode import Encoder
+from pipelines.schema import Column
 from tests.deployment.conftest import Train
 
 Write = Callable[[Path, pd.DataFrame], None]
@@ -264,3 +267,21 @@ def test_a_folder_that_can_not_be_written_in_is_one_line(
     monkeypatch.setattr(predicting.tempfile, "NamedTemporaryFile", fails)
     with pytest.raises(Failed, match=r"can't write '.*out.parquet': Permission denied$"):
         predicting.predict(bundle, source, tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("texts", [["007", "7"], ["true", "True"], ["2024-01-02", "2024-01-03"], ["1.50", "12"]])
+def test_texts_of_a_csv_that_all_look_like_something_else_are_read_as_they_are_written(tmp_path: Path, texts: list[str]) -> None:
+    train = pa.table({"note": [*texts, *texts, "a note", "a note"], "label": ["a", "b"] * 3})
+    encoder = Encoder.fit((Column("note", "text"),), Column("label", "class"), train)
+    of_texts = Bundle(tmp_path, LSTM(LSTM.Config(), encoder.schema), encoder, {"family": "lstm"})
+    pd.DataFrame({"note": texts}).to_csv(tmp_path / "in.csv", index=False)
+    pq.write_table(pa.table({"note": texts}), tmp_path / "in.parquet")
+    for name in ("in.csv", "in.parquet"):
+        assert predicting.predict(of_texts, tmp_path / name, tmp_path / f"of-{name}.parquet", every_class=True) == (2, 0)
+    assert read(tmp_path / "of-in.csv.parquet") == read(tmp_path / "of-in.parquet.parquet")
+
+
+def test_a_tsv_with_a_quote_that_takes_in_the_lines_below_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "in.tsv").write_text('image\tnote\n[1]\t"5 inch\n[2]\t"6 inch\n')
+    with pytest.raises(Refused, match=r"^input 'in.tsv', line 2: the value that begins with '\"' takes in lines below it"):
+        predicting.predict(bundle, tmp_path / "in.tsv", tmp_path / "out.parquet")

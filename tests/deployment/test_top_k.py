@@ -16,7 +16,11 @@ from orchestrator.deployment import predict as predicting
 from orchestrator.deployment import top_k as recommending
 from orchestrator.deployment.bundle import Bundle
 from orchestrator.errors import Refused
+from pipelines.encode import Encoder
+from pipelines.encode.features import WordsEncoder
+from pipelines.encode.ids import IdEncoder
 from pipelines.prepare import prepare
+from pipelines.schema import Column, Schema
 from pipelines.sources.interactions import Config, load
 from pipelines.splits import SplitConfig
 
@@ -243,3 +247,64 @@ def test_a_model_that_recommends_nothing_is_refused(bundle: Bundle, tmp_path: Pa
     other = Bundle(bundle.folder, torch.nn.Linear(1, 1), bundle.encoder, {"family": "cnn"})  # type: ignore[arg-type]
     with pytest.raises(Refused, match=r"--top-k: a model of family 'cnn' recommends no items: leave --top-k out"):
         recommending.top_k(other, tmp_path / "in.parquet", tmp_path / "out.parquet", 5)
+
+
+SHELVES = {"034545104X": "a", "0195153448": "01", "0002005018": "2", "195153448": "3"}
+BOOKS = set(SHELVES)
+
+
+@pytest.fixture(scope="module")
+def of_books(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """From a CSV in which users and items are text: '7' and '07' are two users, and have had one book each."""
+    folder = tmp_path_factory.mktemp("books")
+    (folder / "train.csv").write_text("user,item\n7,0195153448\n07,195153448\nann,0002005018\nbob,034545104X\n")
+    (folder / "validation.csv").write_text("user,item\nann,034545104X\n")
+    (folder / "test.csv").write_text("user,item\nann,195153448\n")
+    (folder / "books.csv").write_text("item,shelf\n" + "".join(f"{book},{shelf}\n" for book, shelf in SHELVES.items()))
+    config = Config(str(folder), item_features="books.csv")
+    prepared = prepare("interactions", load, config, SplitConfig(), folder / "cache")
+    family = Ranker(Ranker.Config(dim=2), prepared.schema)
+    family.bind(prepared.tables())
+    family.eval()
+    return Bundle(folder, family, prepared.encoder, {"family": "ranker"})
+
+
+def test_a_csv_of_users_that_all_look_like_numbers_asks_for_those_that_training_knows(of_books: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "users.csv").write_text("user\n7\n07\n")
+    recommending.top_k(of_books, tmp_path / "users.csv", tmp_path / "out.parquet", 4)
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["user"], row["answered_by"]) for row in rows] == [("7", "model"), ("07", "model")]
+    assert [BOOKS - set(row["items"]) for row in rows] == [{"0195153448"}, {"195153448"}]
+
+
+@pytest.mark.parametrize("column", ["item", "history"])
+def test_a_csv_of_items_that_all_look_like_numbers_names_those_that_training_knows(of_books: Bundle, tmp_path: Path, column: str) -> None:
+    (tmp_path / "users.csv").write_text(f"user,{column}\n7,0002005018\nnew,0195153448\n")
+    recommending.top_k(of_books, tmp_path / "users.csv", tmp_path / "out.parquet", 4)
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["answered_by"] for row in rows] == ["model", "items"]
+    assert [BOOKS - set(row["items"]) for row in rows] == [{"0195153448", "0002005018"}, {"0195153448"}]
+
+
+def test_pairs_and_words_of_a_csv_that_all_look_like_numbers_are_those_that_training_knows(of_books: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("user,item,shelf\n07,0195153448,01\n7,0002005018,2\n")
+    asked = list(predicting.read(tmp_path / "pairs.csv", predicting.text_columns(of_books.encoder)))
+    assert pa.concat_tables(asked).to_pydict() == {"user": ["07", "7"], "item": ["0195153448", "0002005018"], "shelf": ["01", "2"]}
+    predicting.predict(of_books, tmp_path / "pairs.csv", tmp_path / "out.parquet")
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [(row["user"], row["item"], row["answered_by"]) for row in rows] == [
+        ("07", "0195153448", "model"),
+        ("7", "0002005018", "model"),
+    ]
+
+
+def test_ids_that_were_numbers_in_training_are_numbers_in_a_csv_too(tmp_path: Path) -> None:
+    """And words that training read as numbers or booleans are what it read: a CSV's '0012', '7.0' and 'True' are 12, 7 and 'true'."""
+    users = IdEncoder.fit(Column("user", "id"), pa.chunked_array([[7, 12]]))
+    words = WordsEncoder.fit(Column("member", "words"), pa.chunked_array([[True, False]]))
+    encoder = Encoder(Schema((users.column, users.column), Column("target", "ranking")), {"user": users, "member": words})
+    assert predicting.text_columns(encoder) == set()
+    (tmp_path / "users.csv").write_text("user,member\n0012,True\n7.0,False\n")
+    made = pa.concat_tables(predicting.read(tmp_path / "users.csv", predicting.text_columns(encoder)))
+    assert users.codes(made["user"]).tolist() == [2, 1]
+    assert words.array(made["member"])[0].values.tolist() == [2, 1]

@@ -129,6 +129,32 @@ def _running_below(folder: Path) -> list[int]:
     return [pid for pid, words in commands().items() if any(f"{folder}/" in word for word in words)]
 
 
+def below(pid: int) -> list[int]:
+    """A process, and all that it started, and what these started: Ray's workers have process groups of their own."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            children.setdefault(int(_stat(path)[1]), []).append(int(path.parent.name))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found
+
+
+def alive(pids: Sequence[int]) -> list[int]:
+    """Those that run still, zombies left out."""
+    found = []
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found += [pid] if _stat(Path(f"/proc/{pid}/stat"))[0] != "Z" else []
+    return found
+
+
+def _stat(path: Path) -> list[str]:
+    """State, parent, and so on: what follows the name, which may hold anything."""
+    return path.read_text().rpartition(")")[2].split()
+
+
 def commands() -> dict[int, list[str]]:
     """The command line of every process of this machine."""
     found = {}

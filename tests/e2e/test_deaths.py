@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
-from tests.e2e.nodes import Nodes, cluster, commands
+from tests.e2e.nodes import Nodes, below, cluster, commands
 
 pytestmark = pytest.mark.slow
 Begin = Callable[..., Started]
@@ -95,20 +95,13 @@ def test_the_death_of_the_control_process_alone_ends_the_sweep_before_ray_ends_t
     sweep = begin("sweep", EXPERIMENT, *SWEEP, "training.epochs=4000", "--json")
     wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= 4 or sweep.process.poll() is not None, 180)
     assert sweep.process.poll() is None, (sweep.said / "err").read_text()[-2000:]
-    [gcs] = [
-        pid
-        for pid, words in commands().items()
-        if words[0].endswith("gcs_server") and sweep.process.pid in (parent_of(pid), parent_of(parent_of(pid)))
-    ]
+    ours = below(sweep.process.pid)
+    [gcs] = [pid for pid, words in commands().items() if words[0].endswith("gcs_server") and pid in ours]
     os.kill(gcs, signal.SIGKILL)
     said = sweep.finish(120)
     assert said.code == 130, said.err[-3000:]
     assert "Ray's head" in said.errors[0]
     assert "--resume" in said.err
-
-
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def memory() -> dict[str, int]:

@@ -18,6 +18,7 @@ import pytest
 from mlflow import MlflowClient
 
 from tests.e2e.conftest import EXPERIMENT, Shell, clean_env, epochs_in_ledger, open_shell, wait_for
+from tests.e2e.nodes import alive, below
 
 pytestmark = pytest.mark.slow
 OWN = '''
@@ -45,26 +46,15 @@ sweep:
 """
 
 
-def in_group(group: int) -> list[str]:
-    """The processes of a group that are alive, zombies left out."""
-    alive = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] != "Z":
-            alive.append(path.parent.name)
-    return alive
-
-
-def test_ctrl_c_ends_a_sweep_within_seconds_with_its_runs_killed_and_no_process_left(shell: Shell) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sweep_within_seconds_with_its_runs_killed_and_no_process_left(shell: Shell, sent: signal.Signals) -> None:
     long = ("sweep.trials=8", "training.epochs=500", "sweep.scheduler=none", "--json")
     sweep = shell.start("sweep", EXPERIMENT, *long)
     try:
         wait_for("an epoch", lambda: epochs_in_ledger(shell.folder) >= 4 or sweep.process.poll() is not None)
+        ours = below(sweep.process.pid)
         asked = time.monotonic()
-        os.kill(sweep.process.pid, signal.SIGINT)
+        os.kill(sweep.process.pid, sent)
         said = sweep.finish(60)
     finally:
         if sweep.process.poll() is None:
@@ -72,8 +62,10 @@ def test_ctrl_c_ends_a_sweep_within_seconds_with_its_runs_killed_and_no_process_
     assert time.monotonic() - asked < 30
     assert said.code == 130
     assert said.errors[0].startswith("error: interrupted: 0 of 8 runs had ended")
+    assert f"To go on: orchestrator sweep {EXPERIMENT} " in said.errors[0]
+    assert f" --resume {said.json['sweep']}" in said.errors[0]
     assert (said.json["state"], {trial["state"] for trial in said.json["trials"]}) == ("interrupted", {"interrupted"})
-    wait_for("the end of every process", lambda: not in_group(sweep.process.pid), 15)
+    wait_for("the end of every process", lambda: not alive(ours), 15)
     assert [run.info.status for run in shell.recorded()] == ["KILLED"] * 3
     epochs = {trial["run_id"]: trial["epochs"] for trial in said.json["trials"]}
     assert sum(epochs.values()) >= 4

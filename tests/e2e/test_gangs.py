@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
-from tests.e2e.nodes import cluster, commands
-from tests.e2e.test_faults import in_group
+from tests.e2e.nodes import below, cluster, commands
 from tests.e2e.test_resume import check_complete, kill_after, recorded
 
 pytestmark = pytest.mark.slow
@@ -44,8 +43,8 @@ def test_a_sweep_of_gangs_goes_on_after_the_deaths_of_its_driver_and_of_its_hub(
     before = recorded(shell)
     again = begin(*words, "--resume", "--json")
     under_way(shell, again, 12)
-    ours = in_group(again.process.pid)
-    [hub] = [pid for pid, words in commands().items() if words[0].startswith("ray::Hub") and str(pid) in ours]
+    ours = below(again.process.pid)
+    [hub] = [pid for pid, words in commands().items() if words[0].startswith("ray::Hub") and pid in ours]
     os.kill(hub, signal.SIGKILL)
     said = again.finish(90)
     assert (said.code, said.json["state"]) == (130, "interrupted")
@@ -74,6 +73,20 @@ def test_a_gang_moves_from_a_node_that_leaves_with_notice(shell: Shell, begin: B
     assert (said.json["state"], said.json["error"]) == ("finished", None)
     assert set(said.json["nodes"]) == stays
     assert epochs_of(shell, said.json) == list(range(1, 61))
+
+
+def test_a_head_that_dies_ends_a_run_of_a_gang_resumable_and_it_says_how(shell: Shell, begin: Begin) -> None:
+    with cluster(nodes=2) as nodes:
+        shell.env |= nodes.env
+        words = ("scaling.workers=2", "training.epochs=4000", "training.batch_size=64", "--address", nodes.address, "--json")
+        run = begin("train", EXPERIMENT, *words)
+        under_way(shell, run, 3)
+        nodes.kill(0)
+        said = run.finish(150)
+    assert (said.code, said.json["state"]) == (130, "interrupted"), said.err[-3000:]
+    assert len(said.errors) == 1
+    assert "died" in said.errors[0]
+    assert " --resume " in said.errors[0]
 
 
 def test_elastic_gangs_that_lose_a_node_share_what_is_left_and_every_trial_ends(shell: Shell, begin: Begin) -> None:

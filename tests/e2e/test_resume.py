@@ -16,13 +16,13 @@ from orchestrator.launch import GRACE_S
 from orchestrator.records.ledger import Ledger
 from orchestrator.training import checkpoint
 from tests.e2e.conftest import EXPERIMENT, Here, Shell, epochs_in_ledger, open_shell, wait_for
-from tests.e2e.test_faults import in_group
+from tests.e2e.nodes import alive, below
 
 pytestmark = pytest.mark.slow
-LONG = ("sweep.trials=8", "training.epochs=6", "sweep.scheduler=none")
+EACH_EPOCH = "training.checkpoint_every={epochs: 1}"
+LONG = ("sweep.trials=8", "training.epochs=6", "sweep.scheduler=none", EACH_EPOCH)
 SOME = ("sweep.trials=6", "training.epochs=3")
 ALONE = "sweep.executor=inline"  # one slot, so that the searcher hears in one order; and ten starts without Ray's
-EACH_EPOCH = "training.checkpoint_every={epochs: 1}"
 TIMED = ("epoch_s", "samples_per_s")
 
 
@@ -330,6 +330,7 @@ def test_a_second_ctrl_c_kills_at_once_and_what_was_done_is_resumable(shell: She
         wait_for("a run that sleeps", lambda: (shell.folder / "asleep").exists() or sweep.process.poll() is not None)
         os.kill(sweep.process.pid, signal.SIGINT)
         wait_for("the first one's note", lambda: "note: interrupted: " in (sweep.said / "err").read_text())
+        ours = below(sweep.process.pid)
         asked = time.monotonic()
         os.kill(sweep.process.pid, signal.SIGINT)
         said = sweep.finish(60)
@@ -339,6 +340,6 @@ def test_a_second_ctrl_c_kills_at_once_and_what_was_done_is_resumable(shell: She
             os.killpg(sweep.process.pid, signal.SIGKILL)
     assert said.code == 130
     assert took_s < GRACE_S - 2, "it waited for runs that were to be killed"
-    wait_for("the end of every process", lambda: not in_group(sweep.process.pid), 15)
+    wait_for("the end of every process", lambda: not alive(ours), 15)
     (shell.folder / "stuck").unlink()
     check_complete(shell, shell.run(*words, "--resume", "--json").json, 4)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelines.encode.features import MeasureEncoder, WordsEncoder
-from pipelines.encode.ids import IdEncoder, RankingEncoder, as_ids
+from pipelines.encode.ids import IdEncoder, RankingEncoder, as_ids, of_text
 from pipelines.schema import Column, DataError
 
 USER = Column("user", "id")
@@ -155,3 +155,22 @@ def test_a_ranking_s_rows_are_positives_and_its_answers_scores() -> None:
     encoder = RankingEncoder.fit(Column("target", "ranking"), chunked([1, 1]))
     assert encoder.array(chunked([1, 1]))[0].tolist() == [1, 1]
     assert encoder.answers(torch.tensor([0.5, -1.0])).to_pylist() == [0.5, -1.0]
+
+
+@pytest.mark.parametrize(
+    ("written", "ids"),
+    [
+        (["7", "-12", "0", "9223372036854775807"], [7, -12, 0, 2**63 - 1]),
+        ([" 7", "8 "], [7, 8]),
+        (["7.0", "12", "NA", None], [7, 12, None, None]),
+        (["7", "07"], ["7", "07"]),
+        (["7", "x", "NA", None], ["7", "x", "NA", None]),
+        (["9223372036854775808", "1"], ["9223372036854775808", "1"]),
+        (["0x1F", "1e5", "2.5", "-0"], ["0x1F", "1e5", "2.5", "-0"]),
+        ([None, None], [None, None]),
+    ],
+)
+def test_written_ids_are_numbers_only_where_every_one_is_a_number_s_own_spelling(written: list[Any], ids: list[Any]) -> None:
+    """Numbers as pandas writes them beside missing ones ('7.0') count, so do spaces around them."""
+    first, second = pa.array(written[:1], pa.string()), pa.array(written[1:], pa.string())
+    assert of_text(pa.chunked_array([first, second])).to_pylist() == ids

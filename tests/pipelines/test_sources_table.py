@@ -20,7 +20,7 @@ from pipelines import batches
 from pipelines.prepare import prepare
 from pipelines.raw import Raw
 from pipelines.schema import DataError
-from pipelines.sources import table
+from pipelines.sources import files, table
 from pipelines.splits import SplitConfig
 from tests.contracts.source_contract import SourceContract
 
@@ -500,3 +500,31 @@ def test_parts_of_different_types_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", {"x": ["one", "two"], "label": ["a", "b"]})
     with pytest.raises(DataError, match=r"column 'x' has different types: .*int64 in 'train.csv'.*; write one type in all"):
         load(tmp_path)
+
+
+def test_texts_of_a_csv_that_kinds_tells_of_are_read_as_they_are_written(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("code,label\n007,a\n7,b\n,a\n")
+    assert load(tmp_path / "d.csv", kinds={"code": "text"}).table["code"].to_pylist() == ["007", "7", None]
+
+
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    [
+        (["a\t1", '"b\t2', "c\t3", '"d\t4'], 3),  # the second quote closes the first one
+        (["a\t1", 'b\t"2', "c\t3"], 3),  # none does
+        (["a\t1", '"5 inch\t2', '6 inch"\t3'], 3),  # one does, at the end of a value
+        (["a\t1", '"b\r\nb"\t2', '"b"" c\t3', 'd" e\t4'], 5),
+    ],
+)
+def test_a_quote_in_a_tsv_that_takes_in_the_lines_below_is_refused(tmp_path: Path, lines: list[str], line: int) -> None:
+    (tmp_path / "d.tsv").write_bytes("\n".join(["x\tlabel", *lines, ""]).encode())
+    says = rf"^'d.tsv', line {line}: the value that begins with '\"' takes in lines below it; take that '\"' out, or convert"
+    with pytest.raises(DataError, match=says):
+        load(tmp_path / "d.tsv")
+    with pytest.raises(DataError, match=says):
+        list(files.chunks(tmp_path / "d.tsv", 10))
+
+
+def test_quotes_in_a_tsv_may_hold_tabs_lines_and_quotes(tmp_path: Path) -> None:
+    (tmp_path / "d.tsv").write_text('"x"\t"label"\n"a\tb"\t"1"\n"c\n""d"" "\t2\n5" e"\t3\n"f" g\t4')
+    assert load(tmp_path / "d.tsv").table["x"].to_pylist() == ["a\tb", 'c\n"d" ', '5" e"', "f g"]
