@@ -30,9 +30,9 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint  ## everything that CI checks; two files at a time, since each starts processes of its own
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=30
 
-test-long: setup  ## the tests that take minutes each: jobs, addresses and networks of clusters
+test-long: setup  ## what takes minutes beside: more seeds, more families with two workers, more deaths
 	$(BIN)/python -m pytest -m long
 
 clean:  ## the environment and what the demo made

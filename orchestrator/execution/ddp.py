@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 import threading
 import time
@@ -25,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import Failed, Lost, Note
 from orchestrator.events import RunEnded
-from orchestrator.execution.deaths import brief
+from orchestrator.execution.deaths import MAX_RESTARTS, brief
 from orchestrator.execution.elastic import ElasticTrainer
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.gang import Telling, train
@@ -35,6 +36,7 @@ from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, S
 from orchestrator.execution.worker import end_process, on_node
 from orchestrator.training.trial import Job
 
+LATER_S = 600.0  # after which a death is no longer one of a row
 ABORT_S = 8.0  # Ray Train gives the ranks 5 s to shut down
 RETURN_S = 6.0  # Ray Train looks every half second, and ends the ranks' processes
 ENDING_S = 30.0  # for a task that ends a rank on its node
@@ -85,25 +87,39 @@ class Gangs:
             thread.start()
 
     def _fit(self, number: int, scaling: ray.train.ScalingConfig, gpus: float) -> None:
-        try:
-            trainer = ElasticTrainer if scaling.elasticity_enabled else TorchTrainer
-            trainer(
-                train,
-                train_loop_config={"hub": self.hub, "gang": number, "gpus": gpus, "timeout_s": self.timeout_s},
-                torch_config=TorchConfig(timeout_s=self.timeout_s),
-                scaling_config=scaling,
-                run_config=ray.train.RunConfig(
-                    name=f"gang-{number}",
-                    storage_path=self.folder.name,
-                    failure_config=ray.train.FailureConfig(max_failures=-1),  # the hub counts them, a trial at a time
-                    callbacks=[Telling(self.hub, number)],
-                ),
-            ).fit()
-        except SystemExit:  # Ray's own way to end a thread that waits, when this process leaves it
-            return
-        except Exception as error:  # whatever Ray Train raises ends this gang, and is said by `wait`
-            if not self._closed:
-                self.broken[number] = " ".join(str(error).split())[:500]
+        """Until the gang returns. Where a rank dies while the others start, Ray Train gives up: it is asked anew."""
+        deaths = 0
+        while not self._closed:
+            began = time.monotonic()
+            try:
+                self._trainer(number, scaling, gpus).fit()
+                return
+            except SystemExit:  # Ray's own way to end a thread that waits, when this process leaves it
+                return
+            except Exception as error:  # whatever Ray Train raises ends this gang, and is said by `wait`
+                deaths = 1 if time.monotonic() - began > LATER_S else deaths + 1
+                if not self._closed and (deaths > MAX_RESTARTS or not self._is_of_a_rank(error)):
+                    self.broken[number] = " ".join(str(error).split())[:500]
+                    return
+
+    def _trainer(self, number: int, scaling: ray.train.ScalingConfig, gpus: float) -> TorchTrainer:
+        kind = ElasticTrainer if scaling.elasticity_enabled else TorchTrainer
+        return kind(
+            train,
+            train_loop_config={"hub": self.hub, "gang": number, "gpus": gpus, "timeout_s": self.timeout_s},
+            torch_config=TorchConfig(timeout_s=self.timeout_s),
+            scaling_config=scaling,
+            run_config=ray.train.RunConfig(
+                name=f"gang-{number}-{secrets.token_hex(4)}",
+                storage_path=self.folder.name,
+                failure_config=ray.train.FailureConfig(max_failures=-1),  # the hub counts them, a trial at a time
+                callbacks=[Telling(self.hub, number)],
+            ),
+        )
+
+    def _is_of_a_rank(self, error: Exception) -> bool:
+        failure = getattr(error, "controller_failure", None)
+        return isinstance(failure, ray.exceptions.RayActorError) and failure.actor_id != self.hub._actor_id.hex()
 
     def start(self, slot: int, job: Job) -> None:
         """Give a free gang a job."""

@@ -29,23 +29,31 @@ class LivePolicy(ElasticScalingPolicy):  # type: ignore[misc]
 
     def __init__(self, scaling_config: ray.train.ScalingConfig) -> None:
         super().__init__(scaling_config)
-        self.held = Counter[str]()  # ranks on each node
+        self.group: Any = None  # the ranks that run, or ran last, and what is reserved for them
+        self.held = Counter[str]()  # how many of them are on each node
 
     def make_decision_for_running_worker_group(self, worker_group_state: Any, worker_group_status: Any) -> Any:
         """More ranks, or fewer, or no change."""
-        self.held = Counter(worker.metadata.node_id for worker in worker_group_state.workers)
+        self.group, self.held = worker_group_state, Counter(worker.metadata.node_id for worker in worker_group_state.workers)
         return self._decided(super().make_decision_for_running_worker_group(worker_group_state, worker_group_status))
 
     def make_decision_for_non_running_worker_group(self) -> Any:
         """How many ranks to start, or to wait."""
         decision = self._decided(super().make_decision_for_non_running_worker_group())
         if isinstance(decision, NoopDecision):
+            self._let_go()
             time.sleep(NOTHING_S)  # it is asked again at once
         return decision
 
+    def _let_go(self) -> None:
+        """End what is left of ranks that died. Their places would be reserved again: by Ray's head, which tries it without a pause."""
+        if self.group is not None:
+            self.group.shutdown()
+            self.group, self.held = None, Counter()
+
     def _decided(self, decision: Any) -> Any:
         if not isinstance(decision, NoopDecision):
-            self.held = Counter()  # they are ended before others start
+            self.group, self.held = None, Counter()  # they are ended before others start
         return decision
 
     def _count_possible_workers(self, reserved_resources: Mapping[str, Any]) -> int:

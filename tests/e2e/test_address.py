@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.conftest import EXPERIMENT, PROJECT, open_shell
 from tests.e2e.nodes import Nodes, cluster
 
-pytestmark = pytest.mark.long
+pytestmark = pytest.mark.slow
 GREET = """
 import sys
 import orchestrator

@@ -149,7 +149,8 @@ def test_a_gang_that_the_kernel_kills_for_want_of_memory_gets_one_retry_and_has_
     assert failed["error"].startswith("out of memory, and out of memory again when it was alone on its node")
 
 
-def test_a_trial_that_is_out_of_memory_gets_one_retry_and_has_failed_and_the_others_go_on(shell: Shell) -> None:
+@pytest.mark.long
+def test_a_trial_that_ray_kills_for_want_of_memory_gets_one_retry_and_has_failed_and_the_others_go_on(shell: Shell) -> None:
     total, free = memory()["MemTotal"], memory()["MemAvailable"]
     if free < 14e9:
         pytest.skip("less than 14 GB of memory are free: whoever else runs here would be in the way")

@@ -20,7 +20,7 @@ import pytest
 from tests.e2e.conftest import EXPERIMENT, PROJECT, Said, Shell, Typed, epochs_in_ledger, open_shell, wait_for
 from tests.e2e.nodes import Nodes, cluster
 
-slow = pytest.mark.long
+pytestmark = pytest.mark.slow
 TRIALS, EPOCHS = 4, 20
 PACED = """
 import time
@@ -78,7 +78,6 @@ def running(shell: Shell) -> str:
     return str(job["id"])
 
 
-@slow
 def test_a_job_goes_on_without_the_terminal_that_sent_it(shell: Shell, running: str) -> None:
     before = epochs_in_ledger(shell.folder)
     wait_for("more epochs", lambda: epochs_in_ledger(shell.folder) > before)
@@ -87,7 +86,6 @@ def test_a_job_goes_on_without_the_terminal_that_sent_it(shell: Shell, running: 
     assert job["started"].startswith("20")
 
 
-@slow
 def test_the_status_says_what_is_free_and_which_job_holds_the_rest(shell: Shell, running: str) -> None:
     found = shell.run("cluster", "status", "--json").json["nodes"]
     assert [(node["alive"], node["head"], node["cpus"], node["gpus"]) for node in found] == [(True, True, 2, 0)]
@@ -98,7 +96,6 @@ def test_the_status_says_what_is_free_and_which_job_holds_the_rest(shell: Shell,
     assert running in shell.run("cluster", "status").out
 
 
-@slow
 def test_ctrl_c_only_stops_following_and_says_how_to_come_back(shell: Shell, running: str) -> None:
     follower = shell.start("cluster", "attach", running)
     wait_for("the log", lambda: "trials, 2 at a time" in (follower.said / "err").read_text())
@@ -121,7 +118,6 @@ def resumed(shell: Shell, running: str) -> Said:
     return shell.run("cluster", "submit", "paced.yaml", "--resume", "--json", timeout_s=480)
 
 
-@slow
 def test_a_stopped_job_that_is_sent_again_goes_on_and_repeats_nothing(shell: Shell, running: str, resumed: Said) -> None:
     assert resumed.json["state"] == "finished"
     assert resumed.json["exit_code"] == 0
@@ -134,7 +130,6 @@ def test_a_stopped_job_that_is_sent_again_goes_on_and_repeats_nothing(shell: She
         assert [m.step for m in client.get_metric_history(run["run_id"], "val_loss")] == list(range(1, EPOCHS + 1))
 
 
-@slow
 def test_attaching_to_what_has_ended_shows_its_log_and_has_its_exit_code(shell: Shell, running: str, resumed: Said) -> None:
     said = shell.run("cluster", "attach", resumed.json["id"], "--json")
     assert said.json["state"] == "finished"
@@ -143,19 +138,16 @@ def test_attaching_to_what_has_ended_shows_its_log_and_has_its_exit_code(shell: 
     assert said.errors[-1] == f"error: job {running} was stopped; submit it again with --resume, and it goes on"  # after the job's own
 
 
-@slow
 def test_a_job_that_is_refused_there_is_refused_here(shell: Shell, nodes: Nodes) -> None:
     refused = shell.run("cluster", "submit", EXPERIMENT, "scaling.workers=500", "--for", "train", "--json", code=2)
     assert (refused.json["state"], refused.json["exit_code"]) == ("failed", 2)
     assert "scaling.workers" in refused.err
 
 
-@slow
 def test_the_clusters_own_address_leads_to_its_jobs(shell: Shell, nodes: Nodes) -> None:
     assert shell.run("cluster", "jobs", "--address", nodes.address, "--json").json["jobs"] == jobs(shell)
 
 
-@slow
 def test_a_token_in_its_usual_place_is_sent_without_any_setting(shell: Shell, nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text(Path(nodes.env["RAY_AUTH_TOKEN_PATH"]).read_text())
@@ -163,7 +155,6 @@ def test_a_token_in_its_usual_place_is_sent_without_any_setting(shell: Shell, no
     assert jobs(Shell(shell.folder, env)) == jobs(shell)
 
 
-@slow
 def test_an_unknown_job_is_told_the_known_ones(shell: Shell, running: str) -> None:
     for command in ("attach", "stop"):
         refused = shell.run("cluster", command, "nobody", code=2)
@@ -172,7 +163,6 @@ def test_an_unknown_job_is_told_the_known_ones(shell: Shell, running: str) -> No
         assert running in refused.errors[0]
 
 
-@slow
 @pytest.mark.parametrize(
     ("token", "says"), [("f" * 64, "refuses the token (Authentication failed"), (None, "refuses the token (RAY_AUTH_TOKEN_PATH is set but")]
 )
@@ -218,7 +208,6 @@ def elsewhere(shell: Shell, tmp_path: Path) -> Callable[..., Said]:
     return type_
 
 
-@slow
 def test_elsewhere_a_tracking_server_and_shared_storage_are_demanded(elsewhere: Callable[..., Said], nodes: Nodes) -> None:
     refused = elsewhere("cluster", "submit", "mine.yaml", "model.init_from=nets", env={}, code=2)
     why = f"the head at '{nodes.jobs_address}' doesn't see this folder"
@@ -229,7 +218,6 @@ def test_elsewhere_a_tracking_server_and_shared_storage_are_demanded(elsewhere: 
     ]
 
 
-@slow
 def test_elsewhere_a_job_runs_with_the_file_the_modules_and_the_toolkit_that_travelled(
     elsewhere: Callable[..., Said], nodes: Nodes, tmp_path: Path
 ) -> None:

@@ -206,7 +206,6 @@ def inhabitants(names: Sequence[str]) -> list[int]:
     return [int(pid) for pid in " ".join(said).split()]
 
 
-@pytest.mark.long
 def test_a_folder_that_the_other_machine_does_not_see_is_refused_before_the_start(apart: Apart) -> None:
     refused = apart.run("train", "apart.yaml", "--json", code=2)
     (error,) = json.loads(refused.out)["errors"]
@@ -215,7 +214,6 @@ def test_a_folder_that_the_other_machine_does_not_see_is_refused_before_the_star
     assert "set storage.path to a place that all nodes see" in error["message"]
 
 
-@pytest.mark.long
 def test_a_run_has_a_rank_on_each_machine_with_rows_and_code_that_only_the_driver_had(apart: Apart) -> None:
     trained = json.loads(apart.run("train", "apart.yaml", f"storage.path={apart.uri}", "--json").out)
     assert (trained["state"], trained["executor"], trained["epochs"]) == ("finished", "ddp", 2)

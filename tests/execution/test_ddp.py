@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import RayActorError
+from ray.train import ControllerError
 
 from cluster.resources import Found
 from orchestrator.errors import Lost, Note
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.ddp import Gangs
+from orchestrator.execution.deaths import MAX_RESTARTS
 from orchestrator.execution.inline import Inline
 from orchestrator.execution.messages import Rank
 from orchestrator.training import checkpoint
@@ -26,6 +31,33 @@ def gangs(local_ray: Found) -> Iterator[Gangs]:
     made = Gangs(2, (2, 2), 0.5, 0, timeout_s=20)
     yield made
     made.close()
+
+
+@pytest.mark.parametrize(("fits", "broken"), [(1, False), (MAX_RESTARTS, False), (MAX_RESTARTS + 1, True)])
+def test_a_gang_whose_rank_dies_while_the_others_start_is_started_anew_a_few_times(fits: int, broken: bool) -> None:
+    made: Any = Gangs.__new__(Gangs)
+    made._closed, made.broken = False, {}
+    made.hub = SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: "ab"))
+    errors = [ControllerError(RayActorError("cd")) for _ in range(fits)]
+    made._trainer = lambda *given: SimpleNamespace(fit=lambda: raise_next(errors))
+    made._fit(3, None, 0)
+    assert (errors, list(made.broken)) == ([], [3] if broken else [])
+
+
+def test_a_gang_that_ends_for_another_reason_or_since_the_hub_died_is_not_started_anew() -> None:
+    made: Any = Gangs.__new__(Gangs)
+    made.hub = SimpleNamespace(_actor_id=SimpleNamespace(hex=lambda: "ab"))
+    for error in (ControllerError(RayActorError("ab")), ControllerError(ValueError("no")), ValueError("no")):
+        made._closed, made.broken = False, {}
+        errors = [error]
+        made._trainer = lambda *given, errors=errors: SimpleNamespace(fit=lambda: raise_next(errors))
+        made._fit(0, None, 0)
+        assert list(made.broken) == [0]
+
+
+def raise_next(errors: list[Exception]) -> None:
+    if errors:
+        raise errors.pop()
 
 
 @pytest.mark.slow

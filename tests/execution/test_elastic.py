@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +54,17 @@ def test_there_is_room_for_what_is_free_and_what_its_own_ranks_hold_on_nodes_tha
     nodes(monkeypatch, free, **gone)
     policy.held = Counter(held)
     assert policy._count_possible_workers(HAS) == ranks
+
+
+def test_what_ranks_that_died_held_is_let_go_while_others_wait_for_room(monkeypatch: pytest.MonkeyPatch, policy: LivePolicy) -> None:
+    ended = []
+    nodes(monkeypatch, {"a": 0, "b": 0})
+    monkeypatch.setattr(policy, "_maybe_send_resource_request", lambda: None)
+    monkeypatch.setattr(policy, "_get_reserved_resources", lambda: HAS)
+    policy.group, policy.held = SimpleNamespace(shutdown=lambda: ended.append("group")), Counter({"a": 1})
+    for _ in range(2):
+        assert isinstance(policy.make_decision_for_non_running_worker_group(), NoopDecision)
+    assert (ended, policy.held) == (["group"], Counter())
 
 
 def test_ended_ranks_count_no_more_once_others_are_to_start(monkeypatch: pytest.MonkeyPatch, policy: LivePolicy) -> None:
