@@ -14,6 +14,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -52,13 +53,23 @@ def adopt_orphans() -> None:
 
 def run(command: Sequence[str], folder: Path, threads: int = 1) -> tuple[float, str]:
     """Run a contender in a folder; (seconds until it ended, what it printed). Raises ContenderFailed."""
-    began = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=environment(threads), capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    seconds = time.perf_counter() - began
-    wait_for_orphans()
-    if done.returncode:
-        raise ContenderFailed(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
-    return seconds, done.stdout
+    return run_with_peak(command, folder, threads)[:2]
+
+
+def run_with_peak(command: Sequence[str], folder: Path, threads: int = 1) -> tuple[float, str, int]:
+    """The same, and the most bytes of memory that the process itself held at a time: its children's aren't in it."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, cwd=folder, env=environment(threads), stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - began
+        wait_for_orphans()
+        out.seek(0), err.seek(0)
+        said, wrong = out.read(), err.read()
+    if process.returncode:
+        raise ContenderFailed(f"{' '.join(command)} ended with {process.returncode}:\n{said[-1000:]}{wrong[-2000:]}")
+    return seconds, said, usage.ru_maxrss * 1024
 
 
 def wait_for_orphans() -> None:

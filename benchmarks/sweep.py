@@ -41,11 +41,12 @@ Span = tuple[float, float]  # when a trial began and ended
 
 @dataclass(frozen=True)
 class Run:
-    """One contender's run: its wall time, its trials' spans, and (ours only) the mean of what a trial's epochs took."""
+    """One contender's run: its wall time, its trials' spans; ours only: the mean of what a trial's epochs took, the driver's most memory."""
 
     whole_s: float
     spans: list[Span]
     compute_s: float = math.nan
+    peak_bytes: int = 0
 
     def marginal_s(self, slots: int) -> float:
         """Seconds a trial more costs."""
@@ -232,14 +233,14 @@ def ours(trials: int, *overrides: str, config: Path = measure.CONFIG, files: dic
             Path(folder, name).write_text(text)
         path = config if config.is_absolute() else Path(folder, config)
         command = [measure.ORCHESTRATOR, "sweep", str(path), *overrides, f"sweep.trials={trials}", "--json"]
-        seconds, printed = measure.run(command, Path(folder))
+        seconds, printed, peak = measure.run_with_peak(command, Path(folder))
         states = [trial["state"] for trial in json.loads(printed)["trials"]]
         if states != ["finished"] * trials:
             raise SystemExit(f"not every trial finished: {states}")
-        return _from_ledger(seconds, Path(folder, ".orchestrator", "ledger.sqlite"))
+        return _from_ledger(seconds, peak, Path(folder, ".orchestrator", "ledger.sqlite"))
 
 
-def _from_ledger(seconds: float, ledger: Path) -> Run:
+def _from_ledger(seconds: float, peak: int, ledger: Path) -> Run:
     began: dict[int, float] = {}
     ended: dict[int, float] = {}
     epochs: dict[int, float] = {}
@@ -253,7 +254,7 @@ def _from_ledger(seconds: float, ledger: Path) -> Run:
             ended[trial] = at_ms / 1000
     database.close()
     late = sorted(ended, key=lambda trial: ended[trial])[len(ended) // 4 :]
-    return Run(seconds, [(began[trial], ended[trial]) for trial in ended], sum(epochs[trial] for trial in late) / len(late))
+    return Run(seconds, [(began[trial], ended[trial]) for trial in ended], sum(epochs[trial] for trial in late) / len(late), peak)
 
 
 Runs = dict[str, list[Any]]
@@ -265,6 +266,10 @@ def whole(runs: Runs, name: str) -> float:
 
 def marginal(runs: Runs, name: str, slots: int = SLOTS) -> float:
     return measure.median([run.marginal_s(slots) for run in runs[name]])
+
+
+def peak_mb(runs: Runs, name: str) -> float:
+    return measure.median([run.peak_bytes / 1e6 for run in runs[name]])
 
 
 def short_trials(repetitions: int, trials: int, guide_trials: int) -> None:
@@ -342,6 +347,7 @@ def scale(repetitions: int, few: int, many: int) -> None:
         [
             measure.compare(f"marginal of {many} against {few}", marginal(runs, "many"), marginal(runs, "few"), "<= 1.10"),
             measure.compare("marginal of the last quarter against few", last, marginal(runs, "few"), "<= 1.10"),
+            measure.compare("the driver's memory, at its most", peak_mb(runs, "many"), peak_mb(runs, "few"), "<= 1.10", "MB"),
         ]
     )
 
