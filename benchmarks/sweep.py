@@ -41,7 +41,7 @@ Span = tuple[float, float]  # when a trial began and ended
 
 @dataclass(frozen=True)
 class Run:
-    """One contender's run: its wall time, its trials' spans; ours only: the mean of what a trial's epochs took, the driver's most memory."""
+    """One contender's run: its wall time and its trials' spans; ours only: the mean of a trial's epochs, and the driver's most memory."""
 
     whole_s: float
     spans: list[Span]
