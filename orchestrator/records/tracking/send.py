@@ -67,7 +67,7 @@ class Sender:
     def _send_run(self, launch: Launch, trial: int | None, entries: Sequence[Entry]) -> None:
         """What these entries say of one run. Every part of it may be sent again."""
         if trial is not None and entries[0].kind == "started":
-            self._drop_namesake(launch, trial, entries[0].at_ms)
+            self._drop_namesake(launch, trial)
         run_id = self._run(launch, trial, entries[0].at_ms)
         rows = rows_of(self.ledger, launch, entries)
         self._send_rows(run_id, rows)
@@ -118,10 +118,10 @@ class Sender:
             self._remember(launch, {trial: self._create(launch, trial, launch.at_ms if trial is None else at_ms)})
         return self._runs[launch.id, trial]
 
-    def _drop_namesake(self, launch: Launch, trial: int, at_ms: int) -> None:
+    def _drop_namesake(self, launch: Launch, trial: int) -> None:
         """A run of a trial that began at another time is of a ledger that was lost: what was restored asked for this one anew."""
         there = self._runs.get((launch.id, trial))
-        if there in self._began and self._began[there] != at_ms:
+        if there in self._began and self._began[there] != self.ledger.run_entries(launch.id, trial)[0].at_ms:
             self.client.delete_run(there)
             del self._runs[launch.id, trial]
 
