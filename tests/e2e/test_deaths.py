@@ -16,6 +16,7 @@ from tests.e2e.nodes import Nodes, below, cluster, commands
 
 pytestmark = pytest.mark.slow
 Begin = Callable[..., Started]
+NO_MEMORY = "out of memory, and out of memory again when it was alone on its node"
 SWEEP = ("sweep.trials=4", "sweep.scheduler=none", "training.batch_size=64")
 GREEDY = '''
 import os
@@ -115,6 +116,16 @@ def greedy(shell: Shell) -> None:
     (shell.folder / "hungry.yaml").write_text(HUNGRY)
 
 
+def one_had_no_memory(shell: Shell) -> None:
+    """Asserts that of a sweep one trial has failed, after two tries, and the others have not."""
+    done: Any = shell.run("sweep", "hungry.yaml", "--json", timeout_s=400).json
+    states = {trial["params"]["model.dropout"]: trial["state"] for trial in done["trials"]}
+    assert states == {0.4: "failed", 0.1: "finished", 0.2: "finished", 0.3: "finished"}
+    [failed] = [trial for trial in done["trials"] if trial["state"] == "failed"]
+    assert failed["error"].startswith(NO_MEMORY)
+    assert len((shell.folder / "tries").read_text().splitlines()) == 2
+
+
 @pytest.fixture
 def group(shell: Shell) -> Iterator[None]:
     """A control group of little memory for the processes of the trial that takes more: the kernel ends them."""
@@ -135,18 +146,13 @@ def group(shell: Shell) -> Iterator[None]:
 
 def test_a_trial_that_the_kernel_kills_for_want_of_memory_gets_one_retry_and_has_failed_with_that_word(shell: Shell, group: None) -> None:
     greedy(shell)
-    done: Any = shell.run("sweep", "hungry.yaml", "--json", timeout_s=400).json
-    states = {trial["params"]["model.dropout"]: trial["state"] for trial in done["trials"]}
-    assert states == {0.4: "failed", 0.1: "finished", 0.2: "finished", 0.3: "finished"}
-    [failed] = [trial for trial in done["trials"] if trial["state"] == "failed"]
-    assert failed["error"].startswith("out of memory, and out of memory again when it was alone on its node")
-    assert len((shell.folder / "tries").read_text().splitlines()) == 2
+    one_had_no_memory(shell)
 
 
 def test_a_gang_that_the_kernel_kills_for_want_of_memory_gets_one_retry_and_has_failed_with_that_word(shell: Shell, group: None) -> None:
     greedy(shell)
     failed = shell.run("train", "hungry.yaml", "model.dropout=0.4", "scaling.workers=2", "--json", code=1).json
-    assert failed["error"].startswith("out of memory, and out of memory again when it was alone on its node")
+    assert failed["error"].startswith(NO_MEMORY)
 
 
 @pytest.mark.long
@@ -157,9 +163,4 @@ def test_a_trial_that_ray_kills_for_want_of_memory_gets_one_retry_and_has_failed
     greedy(shell)
     share = (total - free + 5e9) / total
     shell.env |= {"RAY_memory_usage_threshold": f"{share:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
-    done: Any = shell.run("sweep", "hungry.yaml", "--json", timeout_s=400).json
-    states = {trial["params"]["model.dropout"]: trial["state"] for trial in done["trials"]}
-    assert states == {0.4: "failed", 0.1: "finished", 0.2: "finished", 0.3: "finished"}
-    [failed] = [trial for trial in done["trials"] if trial["state"] == "failed"]
-    assert failed["error"].startswith("out of memory")
-    assert len((shell.folder / "tries").read_text().splitlines()) == 2
+    one_had_no_memory(shell)
