@@ -32,7 +32,7 @@ lint: setup
 test: setup lint  ## everything that CI checks; two files at a time, since each starts processes of its own
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=30
 
-test-long: setup  ## what takes minutes beside: more seeds, more families with two workers, more deaths
+test-long: setup  ## what takes minutes beside: the Ray Client, more seeds, more families with two workers, more deaths
 	$(BIN)/python -m pytest -m long
 
 clean:  ## the environment and what the demo made

@@ -57,7 +57,6 @@ def test_a_run_begins_with_what_is_there_grows_with_a_node_and_shrinks_without_i
         shrinks(lambda: nodes.kill(1))
         trained(3)
         grows()
-        shrinks(lambda: nodes.drain(2))
         trained(3)
         os.kill(run.process.pid, signal.SIGTERM)
         said = run.finish(60)
