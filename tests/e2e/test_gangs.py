@@ -79,7 +79,6 @@ def test_a_gang_moves_from_a_node_that_leaves_with_notice(shell: Shell, begin: B
         os.kill(run.process.pid, signal.SIGTERM)
         said = run.finish(60)
     assert (said.code, said.json["state"]) == (130, "interrupted"), said.err[-3000:]
-    assert sorted(said.json["nodes"]) == sorted(stay)
     assert epochs_of(shell, said.json) == list(range(1, said.json["epochs"] + 1))
 
 
