@@ -139,6 +139,6 @@ def _join(address: str, folder: Path, environment: Mapping[str, object], package
         refused = versions.refusal(versions.of_this_process(), every_node.ask(versions.of_this_process))
         if refused is not None:
             raise ClusterError(f"the cluster at '{address}' can't be used: {refused}")
-    except BaseException:
+    except BaseException:  # Ctrl-C too: the next one may connect again
         ray.shutdown()
         raise

@@ -192,7 +192,7 @@ def _put_beside(filesystem: Any, path: str, name: str, buffers: Iterable[Any]) -
             for buffer in buffers:
                 out.write(buffer)
         filesystem.move(beside, f"{path}/{name}")
-    except BaseException:
+    except BaseException:  # Ctrl-C too: nothing half-written stays
         with contextlib.suppress(*FAILURES):
             filesystem.delete_file(beside)
         raise
@@ -204,7 +204,7 @@ def _put(filesystem: Any, path: str, buffers: Iterable[Any]) -> None:
     try:
         for buffer in buffers:
             out.write(buffer)
-    except BaseException:
+    except BaseException:  # Ctrl-C too
         with contextlib.suppress(*FAILURES):  # where it can't be closed nothing was put: what was there before stays
             out.close()
             filesystem.delete_file(path)

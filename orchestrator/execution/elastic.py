@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -71,8 +70,4 @@ def _nodes_that_stay() -> set[str]:
     """The nodes whose raylet answers, without those that will be taken away: Ray itself takes 15 s to see that a node is dead."""
     leaving = ray._private.state.state.get_draining_nodes()
     known = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    return {node["NodeID"] for node in known if not refused(_family(node), (node["NodeManagerAddress"], node["NodeManagerPort"]))}
-
-
-def _family(node: Mapping[str, Any]) -> int:
-    return socket.AF_INET6 if ":" in node["NodeManagerAddress"] else socket.AF_INET
+    return {node["NodeID"] for node in known if not refused((node["NodeManagerAddress"], node["NodeManagerPort"]))}

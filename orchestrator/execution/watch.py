@@ -9,7 +9,6 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import ray
 from ray.autoscaler.v2.sdk import get_cluster_status
@@ -45,17 +44,18 @@ class Head:
         if now - self.looked_at < HEAD_EVERY_S:
             return
         self.looked_at = now
-        if self.raylet and refused(socket.AF_UNIX, self.raylet):
+        if self.raylet and refused(self.raylet):
             raise Lost("Ray's node on this machine died")
         host, _, port = self.gcs.rpartition(":")
-        if not self.gcs or not refused(socket.AF_INET6 if ":" in host else socket.AF_INET, (host.strip("[]"), int(port))):
+        if not self.gcs or not refused((host.strip("[]"), int(port))):
             self.answered_at = now
         elif now - self.answered_at > HEAD_SILENT_S:
             raise Lost(f"Ray's head at {self.gcs} died: it hasn't answered for {now - self.answered_at:.0f} s")
 
 
-def refused(family: int, address: Any) -> bool:
-    """Whether nobody answers at a socket."""
+def refused(address: str | tuple[str, int]) -> bool:
+    """Whether nobody answers at a unix socket's path, or at (host, port)."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as tried:
         tried.settimeout(2)
         try:

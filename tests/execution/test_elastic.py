@@ -30,7 +30,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch, free: dict[str, float], dead: str = "
 
     known = [{"NodeID": node, "Alive": node != dead, "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": node} for node in HAS]
     monkeypatch.setattr(ray, "nodes", lambda: known)
-    monkeypatch.setattr(elastic, "refused", lambda family, address: address[1] == silent)
+    monkeypatch.setattr(elastic, "refused", lambda address: address[1] == silent)
     monkeypatch.setattr(ray._private.state, "state", State())
     monkeypatch.setattr(ray._private.state, "available_resources_per_node", lambda: {n: {"CPU": cpus} for n, cpus in free.items()})
 
