@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from orchestrator.asking import Asked
 from orchestrator.beside import Beside
-from orchestrator.errors import Refused
+from orchestrator.cli.app import _with_resume
+from orchestrator.errors import Failed, Refused
 from orchestrator.experiment.plan import Command
 from orchestrator.records.ledger import Launch, Ledger
-from orchestrator.resuming import NEWEST, earlier
+from orchestrator.resuming import IF_ANY, NEWEST, earlier
 from pipelines.prepare import Prepared
 from tests.conftest import MakeExperiment
 
@@ -56,12 +59,16 @@ def three(elsewhere: Elsewhere) -> None:
 
 @pytest.mark.usefixtures("three")
 @pytest.mark.parametrize(
-    ("command", "which", "meant"), [("sweep", NEWEST, NEW), ("train", NEWEST, TRAIN), ("sweep", OLD, OLD)], ids=["sweep", "train", "by id"]
+    ("command", "which", "meant"),
+    [("sweep", NEWEST, NEW), ("train", NEWEST, TRAIN), ("sweep", OLD, OLD), ("sweep", IF_ANY, NEW)],
+    ids=["sweep", "train", "by id", "if any"],
 )
 def test_a_folder_without_a_ledger_takes_that_of_the_newest_launch_of_the_command_or_of_the_one_that_is_named(
     asked: Asked, command: Command, which: str, meant: str
 ) -> None:
-    assert earlier(command, asked, which).id == meant
+    found = earlier(command, asked, which)
+    assert found is not None
+    assert found.id == meant
     assert Ledger(Path.cwd() / ".orchestrator").launches() == [meant]
 
 
@@ -75,3 +82,31 @@ def test_one_that_is_not_there_is_refused_with_those_that_are(asked: Asked) -> N
 def test_where_nothing_was_mirrored_there_is_nothing_to_go_on_with(asked: Asked) -> None:
     with pytest.raises(Refused, match="there is no sweep of 'corners' in "):
         earlier("sweep", asked, NEWEST)
+
+
+def test_where_there_is_none_if_any_begins_but_not_where_that_can_not_be_told(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert earlier("sweep", asked, IF_ANY) is None
+
+    def away(uri: str) -> list[str]:
+        raise Failed("the storage doesn't answer")
+
+    monkeypatch.setattr("orchestrator.resuming.mirrored", away)
+    with pytest.raises(Failed, match="doesn't answer"):
+        earlier("sweep", asked, IF_ANY)
+
+
+def test_resume_takes_an_id_or_if_any_or_nothing() -> None:
+    assert _with_resume(["sweep", "a.yaml", "--resume", "if-any"]) == ["sweep", "a.yaml", "--resume", "if-any"]
+    assert _with_resume(["sweep", "a.yaml", "--resume", OLD]) == ["sweep", "a.yaml", "--resume", OLD]
+    assert _with_resume(["sweep", "a.yaml", "--resume", "budget.trials=2"]) == ["sweep", "a.yaml", "--resume=newest", "budget.trials=2"]
+
+
+def test_ctrl_c_ends_the_waiting_for_what_is_still_to_be_sent(asked: Asked, tmp_path: Path) -> None:
+    def wait(patience_s: float) -> int:
+        if patience_s > 0:
+            raise KeyboardInterrupt
+        return 7
+
+    beside: Any = Beside(tmp_path, asked.experiment)
+    beside.sender = SimpleNamespace(finish=wait, problem="no answer")
+    assert beside.finish("interrupted", 20.0) == (7, "no answer")

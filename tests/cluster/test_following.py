@@ -1,0 +1,39 @@
+"""A log that is followed, of a head that may fall silent."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster import jobs
+from cluster.connect import ClusterError
+from cluster.jobs import Job, Jobs
+
+
+def test_a_log_in_which_nothing_comes_is_left_for_a_look_whether_the_job_runs_still(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "QUIET_S", 0.05)
+
+    async def tail(id: str) -> AsyncIterator[str]:
+        yield "a line\n"
+        await asyncio.sleep(3600)
+
+    there: Any = Jobs.__new__(Jobs)
+    there._client = SimpleNamespace(tail_job_logs=tail)
+    shown: list[str] = []
+    asyncio.run(asyncio.wait_for(there._tail("id", jobs._Log(shown.append)), 30))
+    assert shown == ["a line\n"]
+
+
+def test_a_job_that_does_not_end_when_it_is_asked_to_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "STOPPED_S", 0.0)
+    running = Job("id", "digits", "running", 0, None, "")
+    monkeypatch.setattr(jobs, "_job", lambda details: running)
+    there: Any = Jobs.__new__(Jobs)
+    there.given, there.find = "http://head", lambda id: running
+    there._client = SimpleNamespace(stop_job=lambda id: None, get_job_info=lambda id: None)
+    with pytest.raises(ClusterError, match="job id was asked to end, and hasn't within 0 s"):
+        there.stop("id")
