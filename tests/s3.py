@@ -18,7 +18,7 @@ class Bucket:
 
     host: str
     port: int
-    name: str = "bucket"
+    name: str = field(default_factory=lambda: f"bucket-{secrets.token_hex(4)}")  # moto keeps what is in one for the process
     secret: str = field(default_factory=lambda: secrets.token_hex(16))
 
     @property

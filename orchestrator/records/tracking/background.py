@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from orchestrator.records.tracking.store import destination, mlflow_errors, one_
 
 POLL_S = 2.0
 LAST_WAIT_S = 15.0  # for another command's sending, when there is no next time
+NICE = 5  # training goes first; much lower, and a busy machine starves the thread while it holds the interpreter's lock
+AT_MOST = 2  # times the patience, however often MLflow answers
 
 
 class BackgroundSender:
@@ -25,7 +28,7 @@ class BackgroundSender:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problem: str | None = None
-        self._stop = threading.Event()
+        self._stop, self._heard_at = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
@@ -36,16 +39,23 @@ class BackgroundSender:
     def finish(self, patience_s: float) -> int:
         """Send the rest, or give up after so many seconds without an answer; how many entries are left."""
         self.stop()
-        self._thread.join(patience_s)
+        began = time.monotonic()
+        while (rest_s := min(max(began, self._heard_at) + patience_s, began + AT_MOST * patience_s) - time.monotonic()) > 0:
+            self._thread.join(rest_s)
+            if not self._thread.is_alive():
+                break
         ledger = Ledger(self.folder)
         try:
             return ledger.left(destination())
         finally:
             ledger.close()
 
+    def _heard(self) -> None:
+        self._heard_at = time.monotonic()
+
     def _run(self) -> None:
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # Linux: of this thread
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread
         ledger, sender, wait_s = None, None, POLL_S
         try:
             while True:
@@ -53,7 +63,7 @@ class BackgroundSender:
                 try:
                     with sending_lock(self.folder, LAST_WAIT_S if stopping else 0):
                         ledger = ledger or Ledger(self.folder)
-                        sender = sender or Sender(ledger)
+                        sender = sender or Sender(ledger, self._heard)
                         sender.send()
                     self.problem, wait_s = None, POLL_S
                 except Exception as error:  # MLflow, its server, its database, a disk: said at the end, and tried again

@@ -6,7 +6,7 @@ from the ledger: the same row sent again is the same row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from orchestrator.errors import Failed
@@ -21,11 +21,12 @@ EXPERIMENT_FILE = "experiment.yaml"
 
 
 class Sender:
-    """Sends a ledger's entries to MLflow. One instance a thread."""
+    """Sends a ledger's entries to MLflow. One instance a thread. `heard` is called now and then while MLflow answers."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.destination = ledger, destination()
+    def __init__(self, ledger: Ledger, heard: Callable[[], None] = lambda: None) -> None:
+        self.ledger, self.destination, self.heard = ledger, destination(), heard
         self.client = client()
+        self.heard()
         self._experiments: dict[str, str] = {}
         self._launches: dict[str, Launch] = {}
         self._runs: dict[tuple[str, int | None], str] = {}
@@ -71,6 +72,7 @@ class Sender:
         run_id = self._run(launch, trial, entries[0].at_ms)
         rows = rows_of(self.ledger, launch, entries)
         self._send_rows(run_id, rows)
+        self.heard()
         for entry in entries:
             if entry.kind in ("launched", "reopened"):
                 self._send_files(run_id, launch)
@@ -80,6 +82,7 @@ class Sender:
                 send_kept(self.client, launch, run_id, entry)
             elif entry.kind == "ended":
                 send_logs(self.client, run_id, places(self.ledger.path.parent, launch, trial))
+            self.heard()
         if rows.status is not None:
             status, ended_ms = rows.status
             if ended_ms is None:
@@ -137,6 +140,7 @@ class Sender:
                 deleted[trial] = run.info.run_id
             else:
                 live.setdefault(trial, []).append(run)
+        self.heard()
         self._deleted = {(launch.id, trial) for trial in deleted.keys() - live.keys() | self.ledger.removed(launch.id)}
         self._remember(launch, deleted | self._one_each(launch, live))
 
@@ -176,6 +180,7 @@ class Sender:
         tags, experiment = run_tags(launch, trial, key, kind, parent), self._experiment(launch.name)
         with asked_once():
             made = self.client.create_run(experiment, at_ms, tags, name)
+        self.heard()
         self._fresh.add(made.info.run_id)
         return str(made.info.run_id)
 
