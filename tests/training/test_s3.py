@@ -70,7 +70,7 @@ def test_of_a_damaged_one_the_one_before_is_used(s3: Bucket) -> None:
 
 def test_a_bucket_that_is_not_there_is_told_before_anything_is_trained(s3: Bucket) -> None:
     with pytest.raises(StorageError, match=r"can't write 's3://none/x/\.probe\?.*bucket"):
-        checkpoint.probe(s3.uri.replace("bucket/checkpoints", "none/x"))
+        checkpoint.probe(s3.uri.replace(f"{s3.name}/checkpoints", "none/x"))
 
 
 def test_a_server_that_is_gone_is_told_without_the_credentials(s3: Bucket) -> None:
