@@ -38,7 +38,7 @@ def conclude(
     error: str | None = None,
 ) -> Winner | None:
     """The winner's bundle and its test scores, once; then the end of the launch is recorded. One that is to go on has no winner yet."""
-    ranked, best, winner = best_first(results, launch.metric, launch.mode), best_ended(results, launch.metric, launch.mode), None
+    ranked, best, winner = best_first(results, launch.metric, launch.mode), best_ended(ledger, launch, results), None
     if best is not None and state != "interrupted":
         winner = _kept(ledger, launch, best) or keep(home, ledger, launch, experiment, prepared, best)
     earlier = sum(entry.kind == "closed" and bool(entry.data["metrics"]) for entry in ledger.run_entries(launch.id, None))
@@ -46,10 +46,11 @@ def conclude(
     return winner
 
 
-def best_ended(results: list[TrialResult], metric: str, mode: str) -> TrialResult | None:
-    """The best of the runs that came to an end of their own."""
-    ranked = best_first(results, metric, mode)
-    return next((r for r in ranked if r.best is not None and r.state in ("finished", "stopped")), None)
+def best_ended(ledger: Ledger, launch: Launch, results: list[TrialResult]) -> TrialResult | None:
+    """The best of the runs that came to an end of their own, and of which something is left: `gc` may have been here."""
+    removed = ledger.removed(launch.id)
+    there = [r for r in results if r.best is not None and r.state in ("finished", "stopped") and r.trial not in removed]
+    return next(iter(best_first(there, launch.metric, launch.mode)), None)
 
 
 def _kept(ledger: Ledger, launch: Launch, run: TrialResult) -> Winner | None:

@@ -75,7 +75,7 @@ def outcome(ledger: Ledger, launch: Launch, plan: Plan, ended: Ended, sent: tupl
         state=ended.state,
         results=results,
         winner=winner,
-        best=best_ended(results, launch.metric, launch.mode),
+        best=best_ended(ledger, launch, results),
         run_id=ledger.identities(destination(), launch.id).get(None),
         nodes=of_winner[-1].nodes if of_winner else (),
         wall_s=round(wall_s, 3),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Shell, Typed, open_shell, wait_for
+from tests.e2e.conftest import EXPERIMENT, Here, Shell, Typed, open_shell, wait_for
 
 pytestmark = pytest.mark.slow
 OWN = '''
@@ -153,6 +153,20 @@ def test_gc_leaves_the_champion_and_nothing_that_it_removed_comes_back(talked: t
     shell.run("sync")
     again = typed("runs", "talks", "--json", folder=shell.folder).json
     assert [run["trial"] for run in again["runs"]] == [run["trial"] for run in before["runs"]]
+
+
+def test_a_sweep_whose_best_run_was_removed_can_be_extended_and_has_another_best(here: Here) -> None:
+    words = ("sweep", EXPERIMENT, "training.epochs=1", "sweep.executor=inline")
+    first = here.run(*words, "sweep.trials=3", "--json").json
+    other = next(trial for trial in first["trials"] if trial["trial"] != first["best"]["trial"])
+    here.run("promote", "digits-cnn", "--run", other["run_id"], "--force")
+    removed = here.run("gc", "digits-cnn", "--keep", "top:0", "--json").json["removed"]
+    assert first["best"]["run_id"] in [run["run_id"] for run in removed]
+    longer = here.run(*words, "sweep.trials=4", "--resume", "--json").json
+    assert longer["state"] == "finished"
+    left = [trial for trial in longer["trials"] if trial["trial"] in (other["trial"], 3)]
+    best = min(left, key=lambda trial: trial["best"]["metrics"]["val_loss"])
+    assert (longer["best"]["trial"], longer["best"]["run_id"]) == (best["trial"], best["run_id"])
 
 
 def test_gc_without_a_policy_is_refused_with_the_two_forms(typed: Typed, tmp_path: Path) -> None:
