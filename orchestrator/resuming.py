@@ -47,11 +47,12 @@ def earlier(command: Command, asked: Asked, which: str) -> Launch | None:
         with contextlib.suppress(Nothing):
             return earlier(command, asked, NEWEST)
         return None
-    if not (home() / "ledger.sqlite").exists() and not _restored(command, asked, which):
+    moved = not (home() / "ledger.sqlite").exists()
+    if moved and not _restored(command, asked, which):
         raise _nothing(command, asked)
     ledger = Ledger(home())
     try:
-        return find(ledger, command, asked, which)
+        return find(ledger, command, asked, which, moved)
     finally:
         ledger.close()
 
@@ -68,8 +69,11 @@ def _restored(command: Command, asked: Asked, which: str) -> bool:
     return bool(there) and restore(where, home(), there[-1] if which == NEWEST else which)
 
 
-def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
-    """The launch to go on with, as it is asked for now. Raises Refused if there is none, or if it is another experiment by now."""
+def find(ledger: Ledger, command: Command, asked: Asked, which: str, moved: bool = False) -> Launch:
+    """The launch to go on with, as it is asked for now. Raises Refused if there is none, or if it is another experiment by now.
+
+    `moved`: its ledger has just come from `storage.path`, which another folder or machine may spell in another way.
+    """
     experiment = asked.experiment
     launches = [launch for launch in map(ledger.find, ledger.launches()) if (launch.command, launch.name) == (command, experiment.name)]
     if which != NEWEST:
@@ -82,7 +86,8 @@ def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
     if launch.fingerprint != asked.prepared.fingerprint:
         raise Refused(f"the data are no longer those of {command} {launch.id}: start it anew, without --resume", key="--resume")
     before, now = flatten(_as_read_now(launch, asked)), flatten(experiment.plain())
-    differing = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(MAY_DIFFER)]
+    may_differ = (*MAY_DIFFER, "storage.path") if moved else MAY_DIFFER
+    differing = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(may_differ)]
     if differing:
         raise ExperimentError([Problem(key, None, _differs(command, launch, before.get(key), now.get(key))) for key in differing])
     return replace(launch, experiment=experiment.plain(), metric=experiment.metric, mode=experiment.mode)

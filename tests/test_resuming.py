@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from orchestrator.asking import Asked
 from orchestrator.beside import Beside
 from orchestrator.cli.app import _with_resume
-from orchestrator.errors import Failed, Refused
+from orchestrator.errors import ExperimentError, Failed, Refused
 from orchestrator.experiment.plan import Command
 from orchestrator.records.ledger import Launch, Ledger
 from orchestrator.resuming import IF_ANY, NEWEST, earlier
@@ -70,6 +71,17 @@ def test_a_folder_without_a_ledger_takes_that_of_the_newest_launch_of_the_comman
     assert found is not None
     assert found.id == meant
     assert Ledger(Path.cwd() / ".orchestrator").launches() == [meant]
+
+
+@pytest.mark.usefixtures("three")
+def test_the_storage_may_be_spelt_as_it_is_seen_from_here_and_nothing_else(asked: Asked, make_experiment: MakeExperiment) -> None:
+    spelt = replace(asked, experiment=make_experiment("storage.path=../shared"))
+    found = earlier("sweep", spelt, NEWEST)
+    assert found is not None
+    assert (found.id, found.experiment["storage"]["path"]) == (NEW, "../shared")
+    (Path.cwd() / ".orchestrator" / "ledger.sqlite").unlink()
+    with pytest.raises(ExperimentError, match=r"optimizer\.lr"):
+        earlier("sweep", replace(spelt, experiment=make_experiment("storage.path=../shared", "optimizer.lr=0.5")), NEWEST)
 
 
 @pytest.mark.usefixtures("three")
