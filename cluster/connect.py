@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from . import every_node, versions
-from .handshake import ANSWER_S, ClusterError, greet, resolved
+from .handshake import ANSWER_S, CLIENT, ClusterError, greet, nodes_here, resolved
 from .resources import Found, of_cluster
 from .wheel import make_wheel
 
@@ -124,6 +124,8 @@ def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None
 def _join(address: str, folder: Path, environment: Mapping[str, object], packages: Mapping[str, Path], version: str) -> None:
     where = resolved(address)
     greet(where)
+    if not where.startswith(CLIENT) and not nodes_here():
+        raise ClusterError(_no_node(address))
     import ray
     from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
@@ -134,6 +136,8 @@ def _join(address: str, folder: Path, environment: Mapping[str, object], package
         ray.init(address=where, log_to_driver=False, logging_level=40, runtime_env={**environment, "py_modules": [str(wheel)]})
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:300]
+        if said.startswith("No node info found"):  # those here are of other clusters
+            raise ClusterError(_no_node(address)) from None
         raise ClusterError(f"the Ray cluster at '{address}' can't be used: {said}") from None
     try:
         refused = versions.refusal(versions.of_this_process(), every_node.ask(versions.of_this_process))
@@ -142,3 +146,10 @@ def _join(address: str, folder: Path, environment: Mapping[str, object], package
     except BaseException:  # Ctrl-C too: the next one may connect again
         ray.shutdown()
         raise
+
+
+def _no_node(address: str) -> str:
+    return (
+        f"no node of the cluster at '{address}' runs on this machine, which a driver needs: start one, `ray start --address={address} "
+        "--num-cpus=0`, or send a job (`orchestrator cluster submit`), or connect as a client (ray://HOST:10001)"
+    )

@@ -120,6 +120,13 @@ def _refusal(address: str, error: Any) -> str:
     return f"something else than a Ray cluster answers at '{address}' ({said}); the port is the head's, 6379 unless given (ray://: 10001)"
 
 
+def nodes_here() -> bool:
+    """Whether a Ray node runs on this machine, of whichever cluster: Ray looks for one for a minute."""
+    from ray._private import services
+
+    return bool(services.find_node_ids())
+
+
 def _running_here() -> str:
     """The cluster that a node on this machine belongs to. Raises ClusterError if there is none."""
     from ray._private import services

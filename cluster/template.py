@@ -101,8 +101,8 @@ def _common(needs: Needs, versions: Versions, storage: Sequence[str], output: st
     return {
         "name": needs.name,
         "slug": re.sub(r"[^a-z0-9]+", "-", needs.name.lower()).strip("-")[:40] or "experiment",
-        "file": needs.file,
-        "basename": Path(needs.file).name,
+        "file": shlex.quote(needs.file),
+        "basename": re.sub(r"[^A-Za-z0-9._-]+", "-", Path(needs.file).name),  # what a ConfigMap's key may be
         "output": output,
         "command": needs.command,
         "trials": f"a sweep of {needs.trials} trials" if needs.command == "sweep" else "one run",

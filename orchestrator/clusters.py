@@ -10,9 +10,11 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import cluster
 import models
@@ -21,7 +23,7 @@ import pipelines
 from cluster import jobs, submit, template
 from cluster.connect import ClusterError
 from orchestrator.cluster_results import ClusterStatus, Job, JobList, Template
-from orchestrator.errors import ExperimentError, Failed, Interrupted, Lost, Problem, Refused
+from orchestrator.errors import ExperimentError, Failed, Interrupted, Lost, Note, Problem, Refused, shown
 
 if TYPE_CHECKING:
     from orchestrator.experiment.config import Experiment
@@ -57,6 +59,7 @@ def cluster_submit(
     asked = read(path, overrides, catalog(path.resolve().parent))
     command = command or ("sweep" if asked.sweep.space else "train")
     options = [] if resume is None else ["--resume"] if resume == NEWEST else [f"--resume={resume}"]
+    _look_at_secrets()
     with _sentences(), tempfile.TemporaryDirectory() as folder:
         there = jobs.Jobs(_address(address))
         if submit.on_this_machine(there, Path.cwd()):
@@ -72,6 +75,26 @@ def cluster_submit(
         id = f"{re.sub(r'[^A-Za-z0-9_-]+', '-', asked.name)}-{new_id()}"
         metadata = {jobs.OURS: orchestrator.__version__, "experiment": asked.name, "command": command}
         return _result(there.submit(id, entrypoint, environment, metadata))
+
+
+def _look_at_secrets() -> None:
+    """What is secret stays here: a job's environment is read by others. Raises Refused where it is part of a URI that would travel."""
+    from orchestrator.records import notify
+
+    for name in submit.TRAVELLING:
+        if shown(os.environ.get(name, "")) != os.environ.get(name, ""):
+            raise Refused(
+                "a user or a password stands in it, and a job's environment is read by others: give the URI without, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD where `ray start` runs",
+                key=name,
+            )
+    told = [name for name in (notify.URL, notify.SECRET) if os.environ.get(name)]
+    if told:
+        _note(f"{' and '.join(told)} doesn't travel with the job: it belongs into the environment in which `ray start` runs")
+
+
+def _note(text: str) -> None:
+    warnings.warn(text, Note, stacklevel=3)
 
 
 def _of_the_driver(asked: Experiment) -> list[str]:
@@ -96,6 +119,8 @@ def _refuse_local(asked: Experiment, address: str) -> None:
             problems.append(Problem(key, None, f"{why}: '{value}' must be an absolute path that the cluster's nodes see"))
     if problems:
         raise ExperimentError(problems)
+    if urlsplit(os.environ["MLFLOW_TRACKING_URI"]).hostname in ("localhost", "127.0.0.1", "::1"):
+        _note(f"MLFLOW_TRACKING_URI: {os.environ['MLFLOW_TRACKING_URI']} is the head's own loopback there, not this machine's")
 
 
 def cluster_jobs(*, address: str | None = None) -> JobList:
@@ -178,7 +203,7 @@ def cluster_template(kind: str, experiment: str, overrides: Sequence[str] = (), 
         cpus=asked.scaling.cpus_per_worker,
         gpus=asked.scaling.gpus_per_worker,
         storage=asked.storage.path,
-        tracking=tracking if tracking.startswith("http") else None,
+        tracking=shown(tracking) if tracking.startswith("http") else None,
     )
     try:
         text = template.render(kind, needs, _versions(), output or template.FILES.get(kind, ""))

@@ -63,13 +63,13 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
         if address is not None:
             asked = dataclasses.replace(asked, sent=sent_to_cluster(asked))
         ledger, launch_id = Ledger(home()), earlier.id if earlier is not None else new_id()
+        again = resuming.command_of(command, asked, address, launch_id)
         held.enter_context(driving(home(), launch_id))
         beside.start()  # MLflow is imported while Ray starts
         try:
             if address is None and plan.executor != "inline":
                 held.enter_context(_connected(None, plan.threads, found.cpus))
             launch = resuming.reopen(ledger, earlier) if earlier is not None else _begin(ledger, command, asked, plan, launch_id)
-            again = resuming.command_of(command, asked, address, launch.id)
             try:
                 beside.follow(ledger, launch)
                 asked = dataclasses.replace(asked, network=None)  # it may be large, and each trial makes its own
@@ -80,6 +80,8 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
             hurried = isinstance(reason.__cause__ or reason, KeyboardInterrupt)
             with contextlib.suppress(OrchestratorError):
                 beside.finish(_state(reason), AT_ONCE_S if hurried else FINISH_S, error=str(reason))
+            if earlier is not None and isinstance(reason, KeyboardInterrupt):  # before it went on
+                raise Interrupted(f"interrupted; to go on: {again}") from None
             raise
         beside.stop()
     winner = None if ended.winner is None else ended.winner.run.trial
@@ -186,7 +188,9 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
     except KeyboardInterrupt:
         why = "interrupted"
         warnings.warn(
-            f"interrupted: runs under way write a checkpoint, within {GRACE_S:g} s; a second Ctrl-C ends them at once", Note, stacklevel=1
+            f"interrupted: runs under way write a checkpoint at their next step, within {GRACE_S:g} s; a second Ctrl-C ends them at once",
+            Note,
+            stacklevel=1,
         )
     except Lost as lost:
         why = error = str(lost)

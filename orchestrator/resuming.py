@@ -16,11 +16,11 @@ from orchestrator.events import RunEnded, RunStarted
 from orchestrator.execution.budget import Meter
 from orchestrator.execution.search import OneRun, Search
 from orchestrator.execution.sweep import Judge, Rules, adopt, replay, under_way
-from orchestrator.experiment.config import flatten
+from orchestrator.experiment.config import Experiment, flatten
 from orchestrator.experiment.plan import Command, Plan
 from orchestrator.experiment.read import resolve, space_of
 from orchestrator.records.ledger import Launch, Ledger
-from orchestrator.records.mirror import mirror_of, mirrored, restore
+from orchestrator.records.mirror import length, mirror_of, mirrored, restore
 
 NEWEST, IF_ANY = "newest", "if-any"
 MAY_DIFFER = ("sweep.trials", "sweep.space", "sweep.max_concurrent", "sweep.executor", "training.executor", "scaling", "budget", "notify")
@@ -41,20 +41,20 @@ class Nothing(Refused):
 def earlier(command: Command, asked: Asked, which: str) -> Launch | None:
     """The launch to go on with, by this folder's ledger; a folder without one takes that launch's from `storage.path`. Raises Refused.
 
-    `which`: its id, or NEWEST, or IF_ANY: the newest, None where there is none.
+    `which`: its id, or NEWEST, or IF_ANY: the newest that is asked for as it was begun, None where there is none.
     """
-    if which == IF_ANY:
-        with contextlib.suppress(Nothing):
-            return earlier(command, asked, NEWEST)
-        return None
-    moved = not (home() / "ledger.sqlite").exists()
-    if moved and not _restored(command, asked, which):
-        raise _nothing(command, asked)
-    ledger = Ledger(home())
     try:
-        return find(ledger, command, asked, which, moved)
-    finally:
-        ledger.close()
+        if not (home() / "ledger.sqlite").exists() and not _restored(command, asked, which):
+            raise _nothing(command, asked)
+        ledger = Ledger(home())
+        try:
+            return find(ledger, command, asked, which)
+        finally:
+            ledger.close()
+    except Nothing:
+        if which == IF_ANY:
+            return None
+        raise
 
 
 def _restored(command: Command, asked: Asked, which: str) -> bool:
@@ -64,19 +64,21 @@ def _restored(command: Command, asked: Asked, which: str) -> bool:
         return False
     where = mirror_of(storage, asked.experiment.name, command)
     there = mirrored(where)
-    if which != NEWEST and there and which not in there:
+    if which not in (NEWEST, IF_ANY) and there and which not in there:
         raise _unknown(command, which, there)
-    return bool(there) and restore(where, home(), there[-1] if which == NEWEST else which)
+    return bool(there) and restore(where, home(), there[-1] if which in (NEWEST, IF_ANY) else which)
 
 
-def find(ledger: Ledger, command: Command, asked: Asked, which: str, moved: bool = False) -> Launch:
-    """The launch to go on with, as it is asked for now. Raises Refused if there is none, or if it is another experiment by now.
+def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
+    """The launch to go on with, as it is asked for now.
 
-    `moved`: its ledger has just come from `storage.path`, which another folder or machine may spell in another way.
+    Raises Refused if there is none, if it is another experiment by now, or if another machine has gone on with it since.
     """
     experiment = asked.experiment
     launches = [launch for launch in map(ledger.find, ledger.launches()) if (launch.command, launch.name) == (command, experiment.name)]
-    if which != NEWEST:
+    if which == IF_ANY:
+        launches = [launch for launch in launches if _is_asked(command, asked, launch)]
+    elif which != NEWEST:
         known, launches = [launch.id for launch in launches], [launch for launch in launches if launch.id == which]
         if not launches:
             raise _unknown(command, which, known)
@@ -85,12 +87,40 @@ def find(ledger: Ledger, command: Command, asked: Asked, which: str, moved: bool
     launch = launches[-1]
     if launch.fingerprint != asked.prepared.fingerprint:
         raise Refused(f"the data are no longer those of {command} {launch.id}: start it anew, without --resume", key="--resume")
-    before, now = flatten(_as_read_now(launch, asked)), flatten(experiment.plain())
-    may_differ = (*MAY_DIFFER, "storage.path") if moved else MAY_DIFFER
-    differing = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(may_differ)]
-    if differing:
-        raise ExperimentError([Problem(key, None, _differs(command, launch, before.get(key), now.get(key))) for key in differing])
-    return replace(launch, experiment=experiment.plain(), metric=experiment.metric, mode=experiment.mode)
+    if differing := _differing(command, asked, launch):
+        raise ExperimentError([Problem(key, None, _differs(command, launch, *both)) for key, both in differing.items()])
+    if (_copied(command, experiment, launch) or 0) > ledger.count(launch.id):
+        raise Refused(_behind(command, launch), key="--resume")
+    return replace(launch, experiment=experiment.plain(), metric=experiment.metric, mode=experiment.mode, folder=str(asked.folder))
+
+
+def _is_asked(command: Command, asked: Asked, launch: Launch) -> bool:
+    with contextlib.suppress(Refused):  # of another version
+        return launch.fingerprint == asked.prepared.fingerprint and not _differing(command, asked, launch)
+    return False
+
+
+def _differing(command: Command, asked: Asked, launch: Launch) -> dict[str, tuple[Any, Any]]:
+    """What may not differ and does: before, and now. The storage of its copy is the same one, however it is spelt from here."""
+    before, now = flatten(_as_read_now(launch, asked)), flatten(asked.experiment.plain())
+    keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(MAY_DIFFER)]
+    if "storage.path" in keys and _copied(command, asked.experiment, launch) is not None:
+        keys.remove("storage.path")
+    return {key: (before.get(key), now.get(key)) for key in keys}
+
+
+def _copied(command: Command, experiment: Experiment, launch: Launch) -> int | None:
+    """How many entries of the launch its copy in `storage.path` has; None if there is no copy."""
+    storage = experiment.storage.path
+    return None if storage is None else length(mirror_of(storage, experiment.name, command), launch.id)
+
+
+def _behind(command: Command, launch: Launch) -> str:
+    where = home() / "ledger.sqlite"
+    return (
+        f"another machine has gone on with {command} {launch.id}: its ledger's copy in storage.path is newer than '{where}'; "
+        "go on with it there, or in a folder without .orchestrator, which takes the copy"
+    )
 
 
 def _nothing(command: str, asked: Asked) -> Nothing:

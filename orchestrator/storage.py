@@ -51,6 +51,17 @@ def write_file(uri: str, name: str, content: bytes | Iterable[Any]) -> None:
         raise _failure("write", below(uri, name), error) from None
 
 
+def put_new(made: Path, path: Path) -> None:
+    """A finished file under its name, in the same file system, unless another process was first: a link replaces nothing."""
+    try:
+        os.link(made, path)
+    except FileExistsError:
+        return
+    except OSError:  # a file system without links
+        if not path.exists():
+            made.rename(path)
+
+
 def open_file(uri: str, name: str) -> Any | None:
     """A file at a URI, open for reading, or None if there is none. Raises StorageError if that can't be told now."""
     try:

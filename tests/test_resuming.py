@@ -16,6 +16,7 @@ from orchestrator.cli.app import _with_resume
 from orchestrator.errors import ExperimentError, Failed, Refused
 from orchestrator.experiment.plan import Command
 from orchestrator.records.ledger import Launch, Ledger
+from orchestrator.records.mirror import mirror
 from orchestrator.resuming import IF_ANY, NEWEST, earlier
 from pipelines.prepare import Prepared
 from tests.conftest import MakeExperiment
@@ -82,6 +83,35 @@ def test_the_storage_may_be_spelt_as_it_is_seen_from_here_and_nothing_else(asked
     (Path.cwd() / ".orchestrator" / "ledger.sqlite").unlink()
     with pytest.raises(ExperimentError, match=r"optimizer\.lr"):
         earlier("sweep", replace(spelt, experiment=make_experiment("storage.path=../shared", "optimizer.lr=0.5")), NEWEST)
+
+
+def test_a_ledger_that_is_behind_the_copy_is_refused_since_another_machine_went_on(elsewhere: Elsewhere, asked: Asked) -> None:
+    elsewhere(OLD, "sweep")
+    found = earlier("sweep", asked, NEWEST)
+    assert found is not None
+    there = Ledger(asked.folder / OLD)
+    there.reopen(found, 0)
+    mirror(there.path, str(asked.folder / "shared" / "ledgers" / "corners" / "sweep"), OLD)
+    with pytest.raises(Refused, match=f"another machine has gone on with sweep {OLD}: its ledger's copy in storage.path is newer than "):
+        earlier("sweep", asked, OLD)
+
+
+def test_if_any_takes_the_newest_that_is_asked_for_as_it_was_begun(
+    elsewhere: Elsewhere, asked: Asked, make_experiment: MakeExperiment
+) -> None:
+    elsewhere(OLD, "sweep")
+    assert earlier("sweep", asked, NEWEST) is not None
+    other = replace(asked, experiment=make_experiment(f"storage.path={asked.folder}/shared", "training.seed=7"))
+    with pytest.raises(ExperimentError, match=r"training\.seed"):
+        earlier("sweep", other, NEWEST)
+    assert earlier("sweep", other, IF_ANY) is None
+
+
+def test_a_launch_that_goes_on_finds_its_modules_where_the_experiment_lies_now(elsewhere: Elsewhere, asked: Asked, tmp_path: Path) -> None:
+    elsewhere(OLD, "sweep")
+    found = earlier("sweep", replace(asked, folder=tmp_path / "moved"), NEWEST)
+    assert found is not None
+    assert found.folder == str(tmp_path / "moved")
 
 
 @pytest.mark.usefixtures("three")

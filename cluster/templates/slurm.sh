@@ -56,6 +56,10 @@ while kill -0 "$step" 2> /dev/null; do  # a signal ends `wait`, not the step
     code=0
     wait "$step" || code=$?
 done
+if [ "$code" -eq 143 ]; then  # it ended while the driver was asked to
+    code=0
+    wait "$step" || code=$?
+fi
 rm -f "$state"
 if [ "$code" -eq 130 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt 20 ]; then  # interrupted, resumable; a full disk is no matter of time
     scontrol requeue "$SLURM_JOB_ID"

@@ -6,6 +6,7 @@ Optuna's samplers; any other Tune searcher can be named, and any scheduler that 
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from orchestrator.experiment.space import Space
 
 SEARCHERS = {"random": "RandomSampler", "grid": "GridSampler", "tpe": "TPESampler"}
 SCHEDULERS = ("none", "asha")
+SEEDS = ("seed", "random_seed", "random_state_seed", "random_state")  # as Tune's searchers have it
 
 
 def check_searcher(name: str, folder: Path | None = None) -> bool:
@@ -159,12 +161,18 @@ class Search:
 
     def learn(self, values: dict[str, Any], score: float) -> bool:
         """Whether the searcher could take an ended trial of another search as evidence: its point must lie in the space."""
-        if self.foreign or self.space.point(values) != values:
+        if self.space.point(values) != values:
             return False
+        params = {d.key: encode(d, values[d.key]) for d in self.space if d.key in values}
+        if self.foreign:
+            try:
+                self.searcher.add_evaluated_point(params, score)
+            except (AttributeError, NotImplementedError):  # most of Tune's can't
+                return False
+            return True
         import optuna
 
         distributions = {d.key: distribution(d) for d in self.space if d.key in values}
-        params = {d.key: encode(d, values[d.key]) for d in self.space if d.key in values}
         self.searcher._ot_study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=score))
         return True
 
@@ -206,7 +214,7 @@ class _Stub:
 
 def _searcher(name: str, space: Space, seed: int, mode: str, first: Mapping[str, Any] | None, folder: Path | None) -> Any:
     if name not in SEARCHERS:
-        return _foreign(name, space, mode, folder)
+        return _foreign(name, space, seed, mode, folder)
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -222,12 +230,13 @@ def _searcher(name: str, space: Space, seed: int, mode: str, first: Mapping[str,
     return OptunaSearch(define_by_run(space), metric="score", mode=mode, sampler=sampler, points_to_evaluate=points)
 
 
-def _foreign(name: str, space: Space, mode: str, folder: Path | None) -> Any:
-    """A searcher of Ray Tune's by name, or by path."""
+def _foreign(name: str, space: Space, seed: int, mode: str, folder: Path | None) -> Any:
+    """A searcher of Ray Tune's by name, or by path; seeded, where it takes a seed."""
     from ray.tune.search import SEARCH_ALG_IMPORT
 
     cls = names.load(name, {}, "searcher", folder) if ":" in name else SEARCH_ALG_IMPORT[name]()
-    searcher = cls()
+    takes = inspect.signature(cls).parameters
+    searcher = cls(**{key: seed for key in SEEDS if key in takes})
     searcher.set_search_properties("score", mode, {d.key: tune_domain(d) for d in space})
     return searcher
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from orchestrator.errors import Lost
+from orchestrator.errors import Lost, Refused
 from orchestrator.events import EpochEnded, Event, RunEnded, RunResumed, RunStarted
 from orchestrator.execution.budget import Meter
 from orchestrator.execution.executor import Executor
@@ -61,6 +61,9 @@ def drive(
             while free and (begun := _next(waiting, judge, make)) is not None:
                 job, event = begun
                 record([event])
+                if isinstance(job, RunEnded):
+                    record([judge(job)])
+                    continue
                 running[free[0]] = event
                 executor.start(free.pop(0), job)
             if not running:
@@ -79,16 +82,25 @@ def drive(
         raise
 
 
-def _next(waiting: deque[RunStarted], judge: Judge, make: Make) -> tuple[Job, RunStarted | RunResumed] | None:
-    """The job of the next run, and the event of its beginning: first what was under way, then what the search asks for."""
+def _next(waiting: deque[RunStarted], judge: Judge, make: Make) -> tuple[Job | RunEnded, RunStarted | RunResumed] | None:
+    """The job of the next run, and the event of its beginning: first what was under way, then what the search asks for.
+
+    Values that don't go together, each of which is allowed, make no job: the run has failed.
+    """
     if waiting:
         before = waiting.popleft()
         job, started = make(before.trial, before.values, len(judge.verdicts.get(before.trial, ())))
         return job, RunResumed(before.trial, int(time.time() * 1000), started.env)
     if judge.meter.full() is not None:
         return None
-    asked = judge.search.ask()
-    return None if asked is None else make(*asked, None)
+    if (asked := judge.search.ask()) is None:
+        return None
+    try:
+        return make(*asked, None)
+    except Refused as error:
+        trial, values = asked
+        now = int(time.time() * 1000)
+        return RunEnded(trial, "failed", now, error=" ".join(str(error).split())), RunStarted(trial, now, values, dict(values))
 
 
 def _raise_if_interrupted(events: Sequence[Event]) -> None:

@@ -141,7 +141,7 @@ class ScalingConfig(Section):
 class SchedulerConfig(Section):
     """Which scheduler stops trials early, and its settings."""
 
-    name: str = Field("asha", description="none, asha, a scheduler of Ray Tune by name, or a path")
+    name: str = Field("asha", description="none, asha, or the path of one of Ray Tune's or your own, 'module:Class', that goes on or stops")
     grace_period: PositiveInt = Field(1, description="epochs before a trial may be stopped")
     reduction_factor: int = Field(4, ge=2, description="one of so many trials goes on at each rung")
 

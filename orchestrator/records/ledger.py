@@ -173,6 +173,10 @@ class Ledger:
             at_ms = db.execute("select max(at_ms) from entries where launch = ?", (launch,)).fetchone()[0]  # nothing of its time is used
             _insert(db, launch, trial, "removed", {}, at_ms)
 
+    def count(self, launch: str) -> int:
+        """How many entries a launch has."""
+        return int(self._db.execute("select count(*) from entries where launch = ?", (launch,)).fetchone()[0])
+
     def removed(self, launch: str) -> set[int | None]:
         """The runs of a launch that were removed for good."""
         rows = self._db.execute("select distinct trial from entries where launch = ? and kind = 'removed'", (launch,))

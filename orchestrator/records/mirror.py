@@ -8,7 +8,6 @@ this one.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import secrets
 import sqlite3
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Failed
-from orchestrator.storage import StorageError, below, delete, names, read_file, write_file
+from orchestrator.storage import StorageError, below, delete, names, put_new, read_file, write_file
 
 NAME = "ledger.sqlite"
 REST = 9.0  # times what a copy took is waited after it: a large ledger of short trials isn't copied all the time
@@ -60,13 +59,26 @@ def restore(uri: str, folder: Path, launch: str) -> bool:
         try:
             beside.write_bytes(content)
             _check(beside)
-            with contextlib.suppress(FileExistsError):  # another command has just made one: that one counts
-                os.link(beside, folder / NAME)
+            put_new(beside, folder / NAME)  # another command may just have made one: that one counts
         finally:
             beside.unlink(missing_ok=True)
     except (OSError, sqlite3.Error, StorageError) as error:
         raise Failed(f"the ledger mirrored at '{uri}' can't be restored: {_says(error)}") from None
     return True
+
+
+def length(uri: str, launch: str) -> int | None:
+    """How many entries of a launch its mirrored ledger has; None if there is none. Raises Failed if that can't be told now."""
+    try:
+        content = read_file(uri, _copy_of(launch))
+        if content is None:
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / NAME).write_bytes(content)
+            with contextlib.closing(sqlite3.connect(Path(folder) / NAME)) as db:
+                return int(db.execute("select count(*) from entries where launch = ?", (launch,)).fetchone()[0])
+    except (OSError, sqlite3.Error, StorageError) as error:
+        raise Failed(f"the ledger mirrored at '{uri}' can't be read: {_says(error)}") from None
 
 
 def forget(uri: str, launch: str) -> None:
@@ -122,13 +134,13 @@ class Mirror:
         self._once()
 
     def _once(self) -> None:
-        state = _state(self._ledger)
-        if state == self._seen:
-            return
         try:
-            mirror(self._ledger, self._uri, self._launch)
-            self._seen, self.problem = state, None
-        except Failed as error:
+            state = _state(self._ledger)
+            if state != self._seen:
+                mirror(self._ledger, self._uri, self._launch)
+                self._seen = state
+            self.problem = None
+        except (Failed, OSError) as error:
             self.problem = str(error)
 
 

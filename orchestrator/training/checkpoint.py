@@ -21,7 +21,8 @@ from orchestrator.storage import StorageError, below, delete, names, open_file, 
 from orchestrator.training.state_file import Damaged, flatten, from_file, pieces, unflatten
 
 KEPT = 2
-NONE_LEFT = ", and there is no other one: the run starts at its beginning"
+ANEW = ": the run starts at its beginning"
+NONE_LEFT = f", and there is no other one{ANEW}"
 NAME = re.compile(r"checkpoint-(\d+)\.safetensors")
 LEFT_OVER = re.compile(r"\.checkpoint-\d+\.safetensors\.[0-9a-f]+")  # of a process that was killed while it wrote
 

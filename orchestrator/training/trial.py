@@ -164,7 +164,7 @@ class _Trial:
         self.kept = Kept(self.training, job.checkpoints, before.number)
         self.pauses = Pauses(job.experiment.training.checkpoint_every, stop, place.rank, place.world_size, place.device)
         seeds.set_all(job.experiment.training.seed + 7919 * place.rank)  # dropout differs between ranks, initial weights don't
-        news = before.notes if before.state is None else before.notes + self.kept.resume(before.state)
+        news = before.notes or self._missing() if before.state is None else before.notes + self.kept.resume(before.state)
         self.kept.note(news)
         for note in news if place.rank == 0 else ():
             print(f"note: {note}", file=sys.stderr, flush=True)
@@ -181,6 +181,10 @@ class _Trial:
         optimizer = (kind, options(kind.Config, self.experiment.optimizer.options))
         augment = augmenting(t.augment, self.prepared.schema)
         return Training(family, self.prepared.encoder, shuffled, validation, optimizer, settings, augment)
+
+    def _missing(self) -> tuple[str, ...]:
+        """What is said where epochs were recorded, and there is nothing to go on from."""
+        return (f"there is no checkpoint in '{self.job.checkpoints}'{checkpoint.ANEW}",) if self.job.known else ()
 
     def epochs(self) -> Iterator[EpochEnded]:
         """What a resumed run gave that may not be recorded, once more, and then one epoch after the other."""

@@ -29,6 +29,16 @@ def test_an_address_where_nothing_listens_is_refused_at_once_and_leaves_nothing(
     assert not list(Path("/tmp").glob(f"orc-{os.getpid()}-*"))
 
 
+def test_a_command_that_drives_without_a_node_beside_it_is_told_at_once_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.connect.greet", lambda where: None)
+    monkeypatch.setattr("cluster.connect.nodes_here", lambda: False)
+    with (
+        pytest.raises(ClusterError, match=r"no node of the cluster at '10.0.0.1:6379' runs on this machine.*--num-cpus=0.*ray://HOST"),
+        connect("10.0.0.1:6379", "hook.not:called", {}, "0", {}, 0),
+    ):
+        pytest.fail("connected to nothing")
+
+
 def test_the_folders_of_processes_that_were_killed_are_removed_and_no_others(tmp_path: Path) -> None:
     for name in ("orc-dead", "orc-lives", "orc-new", "other"):
         (tmp_path / name / "session").mkdir(parents=True)

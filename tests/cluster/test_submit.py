@@ -10,9 +10,13 @@ from pathlib import Path
 import pytest
 
 import cluster
+import orchestrator
 from cluster import submit
 from cluster.connect import ClusterError
 from cluster.jobs import Jobs
+from orchestrator.errors import Note, Refused
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "digits-cnn.yaml"
 
 
 @pytest.fixture
@@ -61,6 +65,19 @@ def test_a_job_takes_over_where_things_are_but_no_secret() -> None:
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
         "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     }
+
+
+def test_a_password_in_a_uri_is_refused_and_what_does_not_travel_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@server")
+    with pytest.raises(Refused, match="a user or a password stands in it") as refused:
+        orchestrator.cluster_submit(str(CONFIG))
+    assert refused.value.problems[0].key == "MLFLOW_TRACKING_URI"
+    assert "hunter2" not in str(refused.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://server")
+    monkeypatch.setenv("ORCHESTRATOR_NOTIFY_URL", "https://hook")
+    with pytest.raises(Refused, match="no Ray cluster answers"), pytest.warns(Note, match="ORCHESTRATOR_NOTIFY_URL doesn't travel"):
+        orchestrator.cluster_submit(str(CONFIG))
 
 
 def test_the_command_here_runs_in_the_folder_it_was_sent_from_whatever_its_name(tmp_path: Path) -> None:

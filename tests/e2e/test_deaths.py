@@ -48,23 +48,50 @@ sweep: {search: grid, scheduler: none, space: {model.dropout: {choice: [0.4, 0.1
 """
 
 
+COUNTING = """
+from pathlib import Path
+
+from models.cnn import CNN
+
+
+class Net(CNN):
+    # Notes each step that it is trained for.
+    def forward(self, batch):
+        if self.training:
+            with open(Path(FOLDER, f"steps-{self.config.dropout}"), "a") as steps:
+                print("step", file=steps)
+        return super().forward(batch)
+"""
+COUNTED = """
+name: digits-cnn
+data: {source: digits}
+model: {class: counting:Net, channels: [4], pool_after: [1]}
+training: {epochs: 40, batch_size: 64, checkpoint_every: {minutes: 60}}
+sweep: {search: grid, scheduler: none, space: {model.dropout: {choice: [0.1, 0.2, 0.3, 0.4]}}}
+"""
+STEPS = 40 * 23  # of 1,437 rows
+
+
 @pytest.fixture(scope="module")
 def three_nodes() -> Iterator[Nodes]:
     with cluster(nodes=3) as nodes:
         yield nodes
 
 
-def started(nodes: Nodes, shell: Shell, begin: Begin, *words: str) -> Started:
+def under_way(nodes: Nodes, shell: Shell, begin: Begin, experiment: str, *words: str) -> Started:
     """A sweep whose every slot has begun an epoch."""
     shell.env |= nodes.env
-    sweep = begin("sweep", EXPERIMENT, *SWEEP, *words, "--address", nodes.address, "--json")
+    sweep = begin("sweep", experiment, *words, "--address", nodes.address, "--json")
     wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= 6 or sweep.process.poll() is not None, 180)
     assert sweep.process.poll() is None, (sweep.said / "err").read_text()[-2000:]
     return sweep
 
 
-def test_trials_move_from_nodes_that_leave_with_notice_and_without(three_nodes: Nodes, shell: Shell, begin: Begin) -> None:
-    sweep = started(three_nodes, shell, begin, "training.epochs=40")
+def test_trials_move_from_nodes_that_leave_and_a_notice_costs_no_step(three_nodes: Nodes, shell: Shell, begin: Begin) -> None:
+    """There is no checkpoint but those that a notice brings about: the trial of the node that is killed begins anew."""
+    (shell.folder / "counting.py").write_text(COUNTING.replace("FOLDER", repr(str(shell.folder))))
+    (shell.folder / "counted.yaml").write_text(COUNTED)
+    sweep = under_way(three_nodes, shell, begin, "counted.yaml")
     head = three_nodes.id(0)
     three_nodes.drain(1)
     three_nodes.kill(2)
@@ -79,10 +106,13 @@ def test_trials_move_from_nodes_that_leave_with_notice_and_without(three_nodes: 
         assert sorted(steps) == list(range(1, 41))
         assert json.loads(client.get_run(trial["run_id"]).data.tags["orchestrator.nodes"]) == [head]
     assert len(shell.recorded()) == 5
+    trained = sorted(len(path.read_text().splitlines()) for path in shell.folder.glob("steps-*"))
+    assert trained[:3] == [STEPS] * 3
+    assert trained[3] > STEPS
 
 
 def test_a_head_that_dies_ends_the_sweep_resumable_and_it_says_how(three_nodes: Nodes, shell: Shell, begin: Begin) -> None:
-    sweep = started(three_nodes, shell, begin, "training.epochs=4000")
+    sweep = under_way(three_nodes, shell, begin, EXPERIMENT, *SWEEP, "training.epochs=4000")
     three_nodes.kill(0)
     said = sweep.finish(120)
     assert said.code == 130, said.err[-3000:]

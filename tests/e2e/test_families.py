@@ -76,21 +76,26 @@ def test_two_workers_learn_as_well_as_one(config: str, metric: str, here: Here) 
     assert abs(one["test"][metric] - two["test"][metric]) < 0.03
 
 
+ONE_SEED = pytest.param(1, 0.01, id="one seed")  # of the mean's bar, about three standard deviations of one seed's score
+MEAN_OF_THREE = pytest.param(3, 0.0, id="mean of three seeds", marks=pytest.mark.long)
+
+
 @missing("mr")
-def test_film_reviews_reach_their_published_accuracy(here: Here) -> None:
-    scores = [
-        train(here, "sentiment-lstm", f"data.path={DATA / 'mr'}", f"training.seed={seed}")["test"]["test_accuracy"] for seed in range(3)
-    ]
-    assert sum(scores) / 3 >= 0.77, scores
+@pytest.mark.parametrize(("seeds", "slack"), [ONE_SEED, MEAN_OF_THREE])
+def test_film_reviews_reach_their_published_accuracy(here: Here, seeds: int, slack: float) -> None:
+    path = f"data.path={DATA / 'mr'}"
+    scores = [train(here, "sentiment-lstm", path, f"training.seed={seed}")["test"]["test_accuracy"] for seed in range(seeds)]
+    assert sum(scores) / seeds >= 0.77 - slack, scores
 
 
 @missing("ml-100k")
-def test_film_ratings_reach_their_published_error(here: Here) -> None:
+@pytest.mark.parametrize(("seeds", "slack"), [ONE_SEED, MEAN_OF_THREE])
+def test_film_ratings_reach_their_published_error(here: Here, seeds: int, slack: float) -> None:
     path = f"data.path={DATA / 'ml-100k'}"
     assert train(here, "movielens-rating", path)["test"]["test_rmse"] <= 0.92
-    splits = [f"data.split={{train: 0.87, validation: 0.03, test: 0.1, seed: {seed}}}" for seed in range(3)]
+    splits = [f"data.split={{train: 0.87, validation: 0.03, test: 0.1, seed: {seed}}}" for seed in range(seeds)]
     scores = [train(here, "movielens-rating", path, split)["test"]["test_rmse"] for split in splits]
-    assert sum(scores) / 3 <= 0.905, scores
+    assert sum(scores) / seeds <= 0.905 + slack, scores
 
 
 @missing("ml-100k")

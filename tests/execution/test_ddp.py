@@ -82,10 +82,10 @@ class TestGangs(ExecutorContract):
     def test_a_rank_that_is_killed_brings_its_gang_back_to_the_trial_and_the_other_gang_is_not_disturbed(
         self, executor: Gangs, job: MakeJob
     ) -> None:
-        undisturbed, killed = job(1, *LONG), job(2, *LONG)
+        undisturbed, killed = job(1, *LONG), job(2, *LONG, "training.checkpoint_every={epochs: 1}")
 
         def kill(slot: int, event: EpochEnded, before: bool) -> None:
-            if slot == 1 and event.epoch == 3 and not before and not killings:
+            if slot == 1 and event.epoch == 5 and not before and not killings:
                 killings.append(rank_of(executor, 1, 1).pid)
                 os.kill(killings[0], signal.SIGKILL)
 
@@ -93,7 +93,9 @@ class TestGangs(ExecutorContract):
         events = finish_all(executor, {0: undisturbed, 1: killed}, kill)
         assert [e.epoch for e in events[0] if isinstance(e, EpochEnded)] == list(range(1, 31))
         assert [e.state for slot in events for e in events[slot] if isinstance(e, RunEnded)] == ["finished", "finished"]
-        assert {e.epoch for e in events[1] if isinstance(e, EpochEnded)} == set(range(1, 31))
+        epochs = [e.epoch for e in events[1] if isinstance(e, EpochEnded)]
+        assert set(epochs) == set(range(1, 31))
+        assert epochs.count(1) == 1, "it began anew instead of at its checkpoint"
         one, two = (checkpoint.load(each.checkpoints) for each in (undisturbed, killed))
         assert same(one["training"]["model"], two["training"]["model"])
         assert same(one["weights"], two["weights"])

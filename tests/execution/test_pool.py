@@ -139,6 +139,7 @@ class TestPool(ExecutorContract):
 
 
 LONG = ("training.epochs=60", "training.batch_size=64")
+EACH_EPOCH = "training.checkpoint_every={epochs: 1}"
 
 
 @pytest.mark.slow
@@ -149,11 +150,11 @@ class TestDeaths(Jobs):
     def test_a_trial_whose_worker_is_killed_goes_on_and_the_other_one_is_not_disturbed(
         self, pool: Pool, job: MakeJob, answered: bool
     ) -> None:
-        undisturbed, other, killed = job(1, "training.epochs=9"), job(2, *LONG), job(3, "training.epochs=9")
+        undisturbed, other, killed = job(1, "training.epochs=9"), job(2, *LONG), job(3, "training.epochs=9", EACH_EPOCH)
         finish(Inline(), undisturbed)
 
         def kill(slot: int, event: EpochEnded, before: bool) -> None:
-            if slot == 1 and event.epoch == 2 and before != answered and not killings:
+            if slot == 1 and event.epoch == 4 and before != answered and not killings:
                 killings.append(pid_of(pool, slot))
                 os.kill(killings[0], signal.SIGKILL)
 
@@ -161,9 +162,11 @@ class TestDeaths(Jobs):
         events = finish_all(pool, {0: other, 1: killed}, kill)
         assert [type(e).__name__ for e in events[0]] == ["EpochEnded"] * 60 + ["RunEnded"]
         assert [e.epoch for e in events[0] if isinstance(e, EpochEnded)] == list(range(1, 61))
-        ended = events[1][-1]
+        *epochs, ended = events[1]
         assert isinstance(ended, RunEnded)
         assert (ended.state, ended.error) == ("finished", None)
+        assert killings
+        assert [e.epoch for e in epochs if isinstance(e, EpochEnded)].count(1) == 1, "it began anew instead of at its checkpoint"
         one, two = (checkpoint.load(each.checkpoints) for each in (undisturbed, killed))
         assert same(one["training"]["model"], two["training"]["model"])
         assert same(one["weights"], two["weights"])

@@ -47,6 +47,17 @@ class Counting(Searcher):
         self.told.append((trial_id, "error" if error else result["score"]))
 
 
+class Learning(Counting):
+    """Takes a seed, and what others tried."""
+
+    def __init__(self, seed=None):
+        super().__init__()
+        self.seed, self.learnt = seed, []
+
+    def add_evaluated_point(self, parameters, value, error=False, pruned=False, intermediate_values=None):
+        self.learnt.append((parameters, value))
+
+
 class Impatient(FIFOScheduler):
     """Stops everything after two epochs."""
 
@@ -169,6 +180,20 @@ def test_a_searcher_of_ones_own_is_found_beside_the_experiment(experiment: MakeE
         ("properties", "score", "max", ["model.dropout"]),
         *[("1", 1, 0.25), ("1", 0.25), ("2", 1, 0.25), ("2", 0.25), ("3", 1, 0.25), ("3", "error")],
     ], "trial 0 is the file's own and not the searcher's"
+
+
+def test_a_foreign_searcher_gets_the_seed_and_the_evidence_of_an_earlier_search_if_it_takes_them(
+    experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    space = "sweep.space={model.dropout: {uniform: [0.0, 0.5]}}"
+    taking = searching(experiment("sweep.search=own:Learning", "sweep.seed=7", space), folder=tmp_path)
+    assert taking.searcher.seed == 7
+    assert taking.learn({"model.dropout": 0.25}, 0.5) is True
+    assert taking.learn({"model.dropout": 0.75}, 0.5) is False, "it lies outside the space"
+    assert taking.searcher.learnt == [({"model.dropout": 0.25}, 0.5)]
+    other = searching(experiment("sweep.search=own:Counting", space), folder=tmp_path)
+    assert other.learn({"model.dropout": 0.25}, 0.5) is False
 
 
 def test_a_scheduler_of_ones_own_stops_trials(experiment: MakeExperiment, tmp_path: Path) -> None:

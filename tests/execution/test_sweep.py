@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.catalog import catalog
 from orchestrator.errors import Lost
 from orchestrator.events import EpochEnded, Event, RunEnded, RunResumed, RunStarted
 from orchestrator.execution.budget import Meter
@@ -18,7 +19,7 @@ from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.search import OneRun, Search
 from orchestrator.execution.sweep import Judge, Rules, adopt, drive, plateau, replay, under_way
 from orchestrator.experiment.config import BudgetConfig, Experiment
-from orchestrator.experiment.read import space_of
+from orchestrator.experiment.read import space_of, with_values
 from orchestrator.records.ledger import Launch, Ledger
 from tests.execution.conftest import MakeExperiment
 
@@ -105,6 +106,24 @@ def test_every_event_is_recorded_before_it_has_a_consequence(experiment: MakeExp
             _, trial, epoch, go_on = entry
             [event] = [e for e in before if isinstance(e, EpochEnded) and (e.trial, e.epoch) == (trial, epoch)]
             assert go_on == (event.verdict == "continue")
+
+
+def test_values_that_do_not_go_together_are_a_failed_trial_and_the_others_go_on(experiment: MakeExperiment) -> None:
+    space = "sweep.space={model.channels: {choice: [[4], [4, 6]]}, model.pool_after: {choice: [[1], [1, 2]]}}"
+    asked = experiment(space, "sweep.search=grid", "sweep.scheduler=none")
+    events: list[Event] = []
+
+    def checked(trial: int, values: dict[str, Any], known: int | None) -> tuple[Any, RunStarted]:
+        with_values(asked, values, catalog(Path()))
+        return make(trial, values, known)
+
+    drive(Memory(2, good), Judge(searching(asked, 4), RULES), checked, events.extend)
+    begun = {e.trial: e.values for e in events if isinstance(e, RunStarted)}
+    ends = {e.trial: e for e in events if isinstance(e, RunEnded)}
+    [wrong] = [trial for trial, values in begun.items() if values == {"model.channels": [4], "model.pool_after": [1, 2]}]
+    assert {trial: end.state for trial, end in ends.items()} == {**dict.fromkeys(range(4), "finished"), wrong: "failed"}
+    assert (ends[wrong].error or "").startswith("model: pool_after names convolution 2")
+    assert replay(Judge(searching(asked, 4), RULES), events) is None
 
 
 def test_every_trial_has_its_start_its_epochs_in_order_and_its_end(experiment: MakeExperiment) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.errors import Failed
 from orchestrator.records.ledger import Launch, Ledger
-from orchestrator.records.mirror import NAME, Mirror, forget, mirror, mirror_of, mirrored, restore
+from orchestrator.records.mirror import NAME, Mirror, forget, length, mirror, mirror_of, mirrored, restore
 from tests.s3 import bucket
 
 LAUNCH = Launch("20260101-000000-aaaa", "sweep", "digits", {}, "val_loss", "min", "f" * 16, "/nowhere")
@@ -90,6 +90,18 @@ def test_a_ledger_that_is_there_is_never_replaced_by_the_mirror(tmp_path: Path) 
     new.launch(LAUNCH)
     assert restore(str(tmp_path / "shared"), tmp_path / "new", LAUNCH.id) is False
     assert new.launches() == [LAUNCH.id]
+
+
+def test_how_far_a_copy_has_come_is_told_without_taking_it(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "here")
+    ledger.launch(LAUNCH)
+    assert length(str(tmp_path / "shared"), LAUNCH.id) is None
+    mirror(ledger.path, str(tmp_path / "shared"), LAUNCH.id)
+    ledger.note(LAUNCH.id, None, "closed", {})
+    assert (length(str(tmp_path / "shared"), LAUNCH.id), ledger.count(LAUNCH.id)) == (1, 2)
+    (tmp_path / "shared" / COPY).write_bytes(b"no database")
+    with pytest.raises(Failed, match="can't be read"):
+        length(str(tmp_path / "shared"), LAUNCH.id)
 
 
 def test_without_a_mirror_nothing_is_restored_and_nothing_is_made(tmp_path: Path) -> None:

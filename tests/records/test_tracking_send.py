@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,23 @@ def test_runs_are_found_again_by_their_tag_when_the_ledger_forgot_them(record: R
     sync(HOME)
     assert ledger.identities(destination(), "sweep-1") == ids
     assert set(ids) == {None, 0, 1, 2, 3}
+
+
+def test_epochs_that_were_trained_again_after_a_ledger_was_lost_are_there_once(
+    begin: Record, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch, first = begin(), events(0, ("finished", None, None))
+    ledger.append(launch.id, first[:3])  # two epochs
+    sync(HOME)
+    with sqlite3.connect(ledger.path) as db:  # an older copy of the ledger, which has one of them
+        db.execute("delete from entries where kind = 'epoch' and json_extract(data, '$.epoch') = 2")
+    ledger.forget_sent(destination())
+    later = [replace(event, at_ms=event.at_ms + 60_000) for event in first[2:]]
+    ledger.append(launch.id, later)
+    sync(HOME)
+    history = client().get_metric_history(runs()["sweep-1/0"].info.run_id, "val_loss")
+    assert sorted(row.step for row in history) == [1, 2, 3]
+    assert runs()["sweep-1/0"].info.status == "FINISHED"
 
 
 def test_a_lost_store_is_filled_again_to_the_same_leaderboard_bundles_included(record: Record, ledger: Ledger, empty_store: Path) -> None:

@@ -15,6 +15,7 @@ import requests
 from orchestrator.errors import Failed, Refused
 from orchestrator.records import tracking
 from orchestrator.records.tracking import check_store, client, destination, recorded_run
+from orchestrator.storage import put_new
 from tests.records.conftest import unused_port
 
 
@@ -91,7 +92,7 @@ def test_a_store_that_another_process_made_meanwhile_is_kept(links: bool, tmp_pa
     for content in (b"first", b"second"):
         made.unlink(missing_ok=True)
         made.write_bytes(content)
-        tracking.store._put(made, path)
+        put_new(made, path)
         assert path.read_bytes() == b"first"
 
 

@@ -31,7 +31,9 @@ class Sender:
         self._launches: dict[str, Launch] = {}
         self._runs: dict[tuple[str, int | None], str] = {}
         self._deleted: set[tuple[str, int | None]] = set()  # by the user, of the launch looked up last: they get nothing more
-        self._fresh: set[str] = set()  # runs that were made here, and have no rows yet
+        self._made: set[str] = set()  # runs that were made here
+        self._fresh: set[str] = set()  # ... and have no rows yet
+        self._there: dict[str, dict[int, int]] = {}  # the epochs that a run had when it was found, and their times
         self._began: dict[str, int] = {}  # when runs that were found there began
 
     def send(self) -> int:
@@ -70,7 +72,7 @@ class Sender:
         if trial is not None and entries[0].kind == "started":
             self._drop_namesake(launch, trial)
         run_id = self._run(launch, trial, entries[0].at_ms)
-        rows = rows_of(self.ledger, launch, entries)
+        rows = rows_of(self.ledger, launch, [entry for entry in entries if self._lacks(run_id, launch, entry)])
         self._send_rows(run_id, rows)
         self.heard()
         for entry in entries:
@@ -89,6 +91,14 @@ class Sender:
                 self.client.update_run(run_id, status)
             else:
                 self.client.set_terminated(run_id, status, ended_ms)
+
+    def _lacks(self, run_id: str, launch: Launch, entry: Entry) -> bool:
+        """Not an epoch of a lost ledger, which was trained again: it has another time now, and MLflow would keep both."""
+        if entry.kind != "epoch" or run_id in self._made:
+            return True
+        if run_id not in self._there:
+            self._there[run_id] = {row.step: row.timestamp for row in self.client.get_metric_history(run_id, launch.metric)}
+        return self._there[run_id].get(entry.data["epoch"], entry.at_ms) == entry.at_ms
 
     def _send_rows(self, run_id: str, rows: Rows) -> None:
         """A new run's rows in one call; else parameters apart: one that changed is refused, and what is sent with it is lost."""
@@ -181,6 +191,7 @@ class Sender:
         with asked_once():
             made = self.client.create_run(experiment, at_ms, tags, name)
         self.heard()
+        self._made.add(made.info.run_id)
         self._fresh.add(made.info.run_id)
         return str(made.info.run_id)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Failed, Refused, shown
+from orchestrator.storage import put_new
 
 
 def destination() -> str:
@@ -162,17 +163,6 @@ def make_store(uri: str) -> None:
             made = Path(beside) / "mlflow.db"
             store = SqlAlchemyStore(f"sqlite:///{made}", str(path.parent / "mlruns"))
             store._dispose_engine()
-            _put(made, path)
+            put_new(made, path)
     except mlflow_errors() as error:
         raise Failed(f"can't make the MLflow store '{path}': {one_line(error)}") from None
-
-
-def _put(made: Path, path: Path) -> None:
-    """The made file under its name, unless another process was first: its store may have runs already, and a link replaces nothing."""
-    try:
-        os.link(made, path)
-    except FileExistsError:
-        return
-    except OSError:  # a file system without links
-        if not path.exists():
-            made.rename(path)
