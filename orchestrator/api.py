@@ -203,12 +203,12 @@ def promote(name: str, overrides: Overrides = (), *, run: str | None = None, ali
 
 
 def _folder_of(launch: str) -> Path:
-    """The folder of the experiment file that a launch was started with, if this ledger has it; else the working folder."""
+    """The folder of the experiment file that a launch was started with, if this ledger has it and it is there; else the working folder."""
     if (asking.home() / "ledger.sqlite").exists():
         ledger = Ledger(asking.home())
         try:
-            if launch in ledger.launches():
-                return Path(ledger.find(launch).folder)
+            if launch in ledger.launches() and (folder := Path(ledger.find(launch).folder)).is_dir():
+                return folder
         finally:
             ledger.close()
     return Path.cwd()

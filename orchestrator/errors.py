@@ -58,7 +58,7 @@ class ExperimentError(Refused):
     """An experiment file with one or more problems, in the order of the file."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("; ".join(map(str, problems)))
+        super().__init__("the experiment is refused")
         self.problems = list(problems)
 
 

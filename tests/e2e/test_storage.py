@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import EXPERIMENT, PROJECT, Shell, Typed, open_shell
+from tests.e2e.test_resume import ALONE, check_complete, with_killer
 from tests.s3 import Bucket, bucket
 
 
@@ -53,6 +56,21 @@ def test_the_credentials_are_written_down_nowhere(swept: tuple[Shell, Any], s3: 
     secret = s3.secret.encode()
     assert [path for path in files if secret in path.read_bytes()] == []
     assert [name for name in s3.names() if secret in s3.content(name)] == []
+
+
+def test_a_sweep_whose_folder_is_lost_goes_on_in_another_one_from_the_storage(tmp_path: Path) -> None:
+    """With a family of its own, and epochs that MLflow has and neither the ledger's copy nor a checkpoint."""
+    first, second = (with_killer(open_shell(tmp_path / name)) for name in ("first", "second"))
+    first.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{second.folder / 'mlflow.db'}"
+    words = ("sweep", "killed.yaml", "sweep.trials=3", "training.epochs=4", "sweep.scheduler=none", ALONE)
+    (first.folder / "moment").write_text("training 130")  # of 80 a trial
+    assert first.start(*words, "storage.path=../shared").finish(200).code == -signal.SIGKILL
+    first.run("sync")
+    shutil.rmtree(first.folder)
+    done = second.run(*words, f"storage.path={tmp_path}/shared", "--resume", "--json")
+    assert "goes on: runs that had ended: 1" in done.err
+    check_complete(second, done.json, 3)
+    assert second.run("promote", "digits-cnn", "registry.require={}", "--json").json["decision"] == "promoted"
 
 
 @pytest.mark.parametrize("option", ["secret_key=hunter2", "access_key=hunter2", "session_token=hunter2"])
