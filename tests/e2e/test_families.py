@@ -67,9 +67,8 @@ def test_the_four_commands_serve_every_family(config: str, here: Here) -> None:
     assert pq.read_table(here.folder / "out.parquet").column("prediction").null_count == 0
 
 
-@pytest.mark.parametrize(
-    ("config", "metric"), [("sequence-lstm", "test_accuracy"), pytest.param("ranking-recommender", "test_hr_at_10", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("config", "metric"), [("sequence-lstm", "test_accuracy"), ("ranking-recommender", "test_hr_at_10")])
 def test_two_workers_learn_as_well_as_one(config: str, metric: str, here: Here) -> None:
     one, two = (train(here, config, f"scaling.workers={workers}") for workers in (1, 2))
     assert (one["executor"], two["executor"]) == ("inline", "ddp")
