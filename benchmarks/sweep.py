@@ -414,7 +414,7 @@ def main() -> None:
     if asked.scale:
         parts = [("", lambda: scale(repetitions, *((8, 24) if asked.quick else (16, 256))))]
     elif asked.one_second:
-        parts = [("", lambda: one_second(repetitions, asked.trials or (8 if asked.quick else 128)))]
+        parts = [("", lambda: one_second(repetitions, asked.trials or (8 if asked.quick else 512)))]
     for name, part in parts:
         if asked.only in (None, name) or not name:
             part()
