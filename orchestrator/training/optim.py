@@ -5,6 +5,8 @@ One that also has `rows` (a rule of row_wise) can train embeddings with sparse g
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,7 +53,7 @@ class SGD:
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
         nesterov = config.nesterov and config.momentum > 0
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
+        return _eager(torch.optim.SGD)(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True)
 
     @staticmethod
     def rows(config: Config) -> row_wise.Rule:
@@ -67,7 +69,7 @@ class Adam:
 
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
-        return torch.optim.Adam(groups, lr=config.lr, betas=config.betas, fused=True)
+        return _eager(torch.optim.Adam)(groups, lr=config.lr, betas=config.betas, fused=True)
 
     @staticmethod
     def rows(config: Config) -> row_wise.Rule:
@@ -84,7 +86,7 @@ class AdamW:
 
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        return _eager(torch.optim.AdamW)(groups, lr=config.lr, betas=config.betas, fused=True)
 
     @staticmethod
     def rows(config: Config) -> row_wise.Rule:
@@ -101,11 +103,24 @@ class RMSprop:
 
     @staticmethod
     def build(groups: Groups, config: Config) -> torch.optim.Optimizer:
-        return torch.optim.RMSprop(groups, lr=config.lr, momentum=config.momentum, alpha=config.alpha, foreach=True)
+        return _eager(torch.optim.RMSprop)(groups, lr=config.lr, momentum=config.momentum, alpha=config.alpha, foreach=True)
 
     @staticmethod
     def rows(config: Config) -> row_wise.Rule:
         return row_wise.RMSprop(config.alpha, config.momentum)
+
+
+@functools.cache
+def _eager(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """torch's optimizer without the questions to torch.compile at each call: nothing is compiled here, and that takes seconds to import."""
+    take_step = inspect.unwrap(kind.step)
+
+    def step(self: torch.optim.Optimizer, closure: Callable[[], float] | None = None) -> Any:
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            return take_step(self, closure)
+
+    own = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")}
+    return type(kind.__name__, (kind,), {"step": step, **own})
 
 
 def build(optimizer: Any, config: Any, module: nn.Module) -> torch.optim.Optimizer:

@@ -109,7 +109,7 @@ class TestPool(ExecutorContract):
         import ray
 
         loaded = executor.actors[-1].handle.__ray_call__.remote(
-            lambda self: sorted({"mlflow", "optuna", "torch"} & set(__import__("sys").modules))
+            lambda self: sorted({"mlflow", "optuna", "torch", "torch._dynamo"} & set(__import__("sys").modules))
         )
         assert ray.get(loaded) == ["torch"]
 
