@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="6 trials: does it run at all?")
     parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--every", type=float, default=10.0, help="seconds between two deaths")
+    parser.add_argument("--every", type=float, default=30.0, help="seconds between two deaths; a node and its worker take about 15 to come")
     asked = parser.parse_args()
     trials = 6 if asked.quick else asked.trials
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

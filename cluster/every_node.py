@@ -18,16 +18,15 @@ def ask(question: Callable[..., Any], *given: Any, answer_s: float = ANSWER_S) -
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task, asked, ids = ray.remote(question), {}, {}
+    task, asked = ray.remote(question), {}
     for name, node in _named([node for node in ray.nodes() if node["Alive"]]).items():
-        ids[name] = node["NodeID"]
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         asked[task.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(*given)] = name
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=answer_s)
     if late:
         names = ", ".join(asked[ref] for ref in late)
         raise ClusterError(f"node {names} started no worker within {answer_s:.0f} s; does it have room, and the toolkit's dependencies?")
-    answers = {asked[ref]: _answer(ref, asked[ref], ids[asked[ref]]) for ref in ready}
+    answers = {asked[ref]: _answer(ref, asked[ref]) for ref in ready}
     return {name: answer[0] for name, answer in answers.items() if answer is not None}
 
 
@@ -40,13 +39,13 @@ def _named(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _answer(ref: Any, node: str, id: str) -> tuple[Any] | None:
+def _answer(ref: Any, node: str) -> tuple[Any] | None:
     import ray
 
     try:
         return (ray.get(ref),)
+    except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
+        return None
     except ray.exceptions.RayError as error:
-        if not isinstance(error, ray.exceptions.RayTaskError) and all(n["NodeID"] != id for n in ray.nodes() if n["Alive"]):
-            return None
         cause = getattr(error, "cause", None) or error
         raise ClusterError(f"node {node}: {' '.join(str(cause).split())[-300:]}") from None

@@ -163,10 +163,6 @@ def make_store(uri: str) -> None:
             made = Path(beside) / "mlflow.db"
             store = SqlAlchemyStore(f"sqlite:///{made}", str(path.parent / "mlruns"))
             store._dispose_engine()
-            with contextlib.closing(
-                sqlite3.connect(made)
-            ) as db:  # remembered by the file: who reads keeps no writer waiting, and syncs are fewer
-                db.execute("pragma journal_mode = wal")
             put_new(made, path)
     except mlflow_errors() as error:
         raise Failed(f"can't make the MLflow store '{path}': {one_line(error)}") from None
