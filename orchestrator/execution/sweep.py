@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from orchestrator.errors import Lost, Refused
+from orchestrator.errors import ExperimentError, Lost
 from orchestrator.events import EpochEnded, Event, RunEnded, RunResumed, RunStarted
 from orchestrator.execution.budget import Meter
 from orchestrator.execution.executor import Executor
@@ -97,7 +97,7 @@ def _next(waiting: deque[RunStarted], judge: Judge, make: Make) -> tuple[Job | R
         return None
     try:
         return make(*asked, None)
-    except Refused as error:
+    except ExperimentError as error:
         trial, values = asked
         now = int(time.time() * 1000)
         return RunEnded(trial, "failed", now, error=" ".join(str(error).split())), RunStarted(trial, now, values, dict(values))

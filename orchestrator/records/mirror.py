@@ -68,7 +68,7 @@ def restore(uri: str, folder: Path, launch: str) -> bool:
 
 
 def length(uri: str, launch: str) -> int | None:
-    """How many entries of a launch its mirrored ledger has; None if there is none. Raises Failed if that can't be told now."""
+    """How many entries of a launch its mirrored ledger has; None if there is none that is whole. Raises Failed if it can't be told now."""
     try:
         content = read_file(uri, _copy_of(launch))
         if content is None:
@@ -77,7 +77,9 @@ def length(uri: str, launch: str) -> int | None:
             (Path(folder) / NAME).write_bytes(content)
             with contextlib.closing(sqlite3.connect(Path(folder) / NAME)) as db:
                 return int(db.execute("select count(*) from entries where launch = ?", (launch,)).fetchone()[0])
-    except (OSError, sqlite3.Error, StorageError) as error:
+    except sqlite3.DatabaseError:
+        return None
+    except (OSError, StorageError) as error:
         raise Failed(f"the ledger mirrored at '{uri}' can't be read: {_says(error)}") from None
 
 
