@@ -270,6 +270,18 @@ def test_what_may_not_differ_is_refused_by_its_key(here: Here) -> None:
     assert "the data are no longer those" in data.errors[0]
 
 
+def test_ctrl_c_before_a_launch_goes_on_says_how_to_go_on_too(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("train", EXPERIMENT, "training.epochs=1")
+    here.run(*words)
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.resuming.reopen", interrupted)
+    said = here.run(*words, "--resume", code=130)
+    assert said.errors[0].startswith(f"error: interrupted; to go on: orchestrator {' '.join(words)} --resume 2")
+
+
 def test_two_commands_dont_drive_one_sweep(shell: Shell) -> None:
     sweep = shell.start("sweep", EXPERIMENT, "sweep.trials=4", "training.epochs=300", "sweep.scheduler=none")
     try:

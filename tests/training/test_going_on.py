@@ -328,6 +328,15 @@ def test_a_run_whose_checkpoints_are_all_damaged_starts_at_its_beginning_and_say
     assert equal(model(cut), model(whole))
 
 
+@pytest.mark.parametrize("known", [2, 0])
+def test_a_run_of_recorded_epochs_without_any_checkpoint_says_that_it_begins_anew(make_job: MakeJob, known: int) -> None:
+    job = dataclasses.replace(make_job("training.epochs=3", resume=True), known=known)
+    events = finish(job)
+    assert [e.epoch for e in events if isinstance(e, EpochEnded)] == [1, 2, 3]
+    said = (f"there is no checkpoint in '{job.checkpoints}': the run starts at its beginning",)
+    assert events[-1].notes == (said if known else ())
+
+
 def test_notes_survive_the_ledger() -> None:
     event = RunEnded(1, "finished", 0, notes=("a", "b"))
     kind, data = to_plain(event)
