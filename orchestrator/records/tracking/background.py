@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ POLL_S = 2.0
 LAST_WAIT_S = 15.0  # for another command's sending, when there is no next time
 NICE = 5  # training goes first; much lower, and a busy machine starves the thread while it holds the interpreter's lock
 AT_MOST = 2  # times the patience, however often MLflow answers
+SWITCH_S = 0.0005  # Python's default, ten times as long, is what each commit and each answer of Ray's would wait for this thread
 
 
 class BackgroundSender:
@@ -54,6 +56,8 @@ class BackgroundSender:
         self._heard_at = time.monotonic()
 
     def _run(self) -> None:
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_S)
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread
         ledger, sender, wait_s = None, None, POLL_S
@@ -73,6 +77,7 @@ class BackgroundSender:
                     return
                 self._stop.wait(wait_s)
         finally:
+            sys.setswitchinterval(before)
             if ledger is not None:
                 ledger.close()
 
