@@ -7,6 +7,7 @@ Optuna's samplers; any other Tune searcher can be named, and any scheduler that 
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import warnings
 from collections.abc import Mapping
@@ -219,6 +220,7 @@ def _searcher(name: str, space: Space, seed: int, mode: str, first: Mapping[str,
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger(OptunaSearch.__module__).setLevel(logging.ERROR)  # it warns at each grid's end
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     if name == "grid":
         sampler = optuna.samplers.GridSampler({d.key: choices(d) for d in space}, seed=seed)

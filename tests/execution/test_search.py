@@ -124,7 +124,7 @@ def test_values_of_the_file_outside_the_space_are_left_out(experiment: MakeExper
     assert asked[1]["training.batch_size"] in range(16, 65)
 
 
-def test_a_grid_gives_every_combination_once_and_then_ends(experiment: MakeExperiment) -> None:
+def test_a_grid_gives_every_combination_once_and_then_ends_quietly(experiment: MakeExperiment, caplog: pytest.LogCaptureFixture) -> None:
     asked = experiment("sweep.search=grid", GRID, "sweep.trials=50")
     found = answers(searching(asked, trial_count(asked)))
     assert len(found) == 6
@@ -132,6 +132,7 @@ def test_a_grid_gives_every_combination_once_and_then_ends(experiment: MakeExper
         repr({"optimizer.name": name, "model.channels": channels})
         for name, channels in itertools.product(["sgd", "adam"], [[4], [8, 8], [4]])
     )
+    assert [record.getMessage() for record in caplog.records] == []
 
 
 def test_a_grid_with_two_trials_under_way_repeats_none(experiment: MakeExperiment) -> None:
