@@ -124,7 +124,7 @@ def test_values_of_the_file_outside_the_space_are_left_out(experiment: MakeExper
     assert asked[1]["training.batch_size"] in range(16, 65)
 
 
-def test_a_grid_gives_every_combination_once_and_then_ends_quietly(experiment: MakeExperiment, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_grid_gives_every_combination_once_and_then_ends(experiment: MakeExperiment) -> None:
     asked = experiment("sweep.search=grid", GRID, "sweep.trials=50")
     found = answers(searching(asked, trial_count(asked)))
     assert len(found) == 6
@@ -132,6 +132,11 @@ def test_a_grid_gives_every_combination_once_and_then_ends_quietly(experiment: M
         repr({"optimizer.name": name, "model.channels": channels})
         for name, channels in itertools.product(["sgd", "adam"], [[4], [8, 8], [4]])
     )
+
+
+def test_the_end_of_a_grid_warns_of_nothing(experiment: MakeExperiment, caplog: pytest.LogCaptureFixture) -> None:
+    asked = experiment("sweep.search=grid", "sweep.space={model.dropout: {choice: [0.1, 0.2]}}", "sweep.scheduler=none")
+    assert len(answers(searching(asked, trial_count(asked)))) == 2
     assert [record.getMessage() for record in caplog.records] == []
 
 
