@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.conftest import EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
 from tests.e2e.nodes import Nodes, below, cluster, commands
+from tests.e2e.test_resume import check_complete, recorded
 
 pytestmark = pytest.mark.slow
 Begin = Callable[..., Started]
@@ -119,7 +120,12 @@ def test_a_head_that_dies_ends_the_sweep_resumable_and_it_says_how(three_nodes: 
     assert "died" in said.errors[0]
     assert "--resume" in said.err
     assert said.json["state"] == "interrupted"
-    shell.run("sweep", EXPERIMENT, *SWEEP, "training.epochs=4000", "--resume", "budget.wall_s=1", "--json", timeout_s=200)
+    before = recorded(shell)
+    done = shell.run("sweep", EXPERIMENT, *SWEEP, "training.epochs=4000", "--resume", "budget.wall_s=1", "--json", timeout_s=200).json
+    assert {trial["trial"] for trial in done["trials"]} >= before.keys()
+    check_complete(shell, done, len(done["trials"]))
+    after = recorded(shell)
+    assert all(after[trial][: len(epochs)] == epochs for trial, epochs in before.items()), "what was recorded was recorded again"
 
 
 def test_the_death_of_the_control_process_alone_ends_the_sweep_before_ray_ends_the_command(shell: Shell, begin: Begin) -> None:
