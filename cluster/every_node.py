@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,8 +27,11 @@ def ask(question: Callable[..., Any], *given: Any, answer_s: float = ANSWER_S) -
     if late:
         names = ", ".join(asked[ref] for ref in late)
         raise ClusterError(f"node {names} started no worker within {answer_s:.0f} s; does it have room, and the toolkit's dependencies?")
-    answers = {asked[ref]: _answer(ref, asked[ref]) for ref in ready}
-    return {name: answer[0] for name, answer in answers.items() if answer is not None}
+    answers = {}
+    for ref in ready:
+        with contextlib.suppress(ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):  # it died meanwhile
+            answers[asked[ref]] = _answer(ref, asked[ref])
+    return answers
 
 
 def _named(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -39,13 +43,13 @@ def _named(nodes: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _answer(ref: Any, node: str) -> tuple[Any] | None:
+def _answer(ref: Any, node: str) -> Any:
     import ray
 
     try:
-        return (ray.get(ref),)
+        return ray.get(ref)
     except (ray.exceptions.NodeDiedError, ray.exceptions.TaskUnschedulableError):
-        return None
+        raise
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         raise ClusterError(f"node {node}: {' '.join(str(cause).split())[-300:]}") from None

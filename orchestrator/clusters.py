@@ -90,11 +90,8 @@ def _look_at_secrets() -> None:
             )
     told = [name for name in (notify.URL, notify.SECRET) if os.environ.get(name)]
     if told:
-        _note(f"{' and '.join(told)} doesn't travel with the job: it belongs into the environment in which `ray start` runs")
-
-
-def _note(text: str) -> None:
-    warnings.warn(text, Note, stacklevel=3)
+        says = f"{' and '.join(told)} doesn't travel with the job: it belongs into the environment in which `ray start` runs"
+        warnings.warn(says, Note, stacklevel=2)
 
 
 def _of_the_driver(asked: Experiment) -> list[str]:
@@ -120,7 +117,8 @@ def _refuse_local(asked: Experiment, address: str) -> None:
     if problems:
         raise ExperimentError(problems)
     if urlsplit(os.environ["MLFLOW_TRACKING_URI"]).hostname in ("localhost", "127.0.0.1", "::1"):
-        _note(f"MLFLOW_TRACKING_URI: {os.environ['MLFLOW_TRACKING_URI']} is the head's own loopback there, not this machine's")
+        says = f"MLFLOW_TRACKING_URI: {os.environ['MLFLOW_TRACKING_URI']} is the head's own loopback there, not this machine's"
+        warnings.warn(says, Note, stacklevel=2)
 
 
 def cluster_jobs(*, address: str | None = None) -> JobList:

@@ -59,10 +59,9 @@ def earlier(command: Command, asked: Asked, which: str) -> Launch | None:
 
 def _restored(command: Command, asked: Asked, which: str) -> bool:
     """Whether the ledger of the launch that is meant was in `storage.path`, and is here now."""
-    storage = asked.experiment.storage.path
-    if storage is None:
+    where = _copies(asked.experiment, command)
+    if where is None:
         return False
-    where = mirror_of(storage, asked.experiment.name, command)
     there = mirrored(where)
     if which not in (NEWEST, IF_ANY) and there and which not in there:
         raise _unknown(command, which, there)
@@ -89,7 +88,8 @@ def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
         raise Refused(f"the data are no longer those of {command} {launch.id}: start it anew, without --resume", key="--resume")
     if differing := _differing(command, asked, launch):
         raise ExperimentError([Problem(key, None, _differs(command, launch, *both)) for key, both in differing.items()])
-    if (_copied(command, experiment, launch) or 0) > ledger.count(launch.id):
+    copies = _copies(asked.experiment, command)
+    if copies is not None and (length(copies, launch.id) or 0) > ledger.count(launch.id):
         raise Refused(_behind(command, launch), key="--resume")
     return replace(launch, experiment=experiment.plain(), metric=experiment.metric, mode=experiment.mode, folder=str(asked.folder))
 
@@ -104,15 +104,15 @@ def _differing(command: Command, asked: Asked, launch: Launch) -> dict[str, tupl
     """What may not differ and does: before, and now. The storage of its copy is the same one, however it is spelt from here."""
     before, now = flatten(_as_read_now(launch, asked)), flatten(asked.experiment.plain())
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key) and not key.startswith(MAY_DIFFER)]
-    if "storage.path" in keys and _copied(command, asked.experiment, launch) is not None:
+    if "storage.path" in keys and (copies := _copies(asked.experiment, command)) and launch.id in mirrored(copies):
         keys.remove("storage.path")
     return {key: (before.get(key), now.get(key)) for key in keys}
 
 
-def _copied(command: Command, experiment: Experiment, launch: Launch) -> int | None:
-    """How many entries of the launch its copy in `storage.path` has; None if there is no copy."""
+def _copies(experiment: Experiment, command: Command) -> str | None:
+    """Where the copies of the ledgers of a command's launches are, if there is a `storage.path`."""
     storage = experiment.storage.path
-    return None if storage is None else length(mirror_of(storage, experiment.name, command), launch.id)
+    return None if storage is None else mirror_of(storage, experiment.name, command)
 
 
 def _behind(command: Command, launch: Launch) -> str:

@@ -168,7 +168,7 @@ class Search:
         if self.foreign:
             try:
                 self.searcher.add_evaluated_point(params, score)
-            except (AttributeError, NotImplementedError):  # most of Tune's can't
+            except NotImplementedError:  # Tune's Searcher raises it, and most leave it at that
                 return False
             return True
         import optuna

@@ -17,7 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import Failed
+from orchestrator.errors import Failed, Refused
+from orchestrator.records.ledger import Ledger
 from orchestrator.storage import StorageError, below, delete, names, put_new, read_file, write_file
 
 NAME = "ledger.sqlite"
@@ -75,9 +76,9 @@ def length(uri: str, launch: str) -> int | None:
             return None
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / NAME).write_bytes(content)
-            with contextlib.closing(sqlite3.connect(Path(folder) / NAME)) as db:
-                return int(db.execute("select count(*) from entries where launch = ?", (launch,)).fetchone()[0])
-    except sqlite3.DatabaseError:
+            with contextlib.closing(Ledger(Path(folder))) as copy:
+                return copy.count(launch)
+    except (Refused, sqlite3.Error):  # a damaged one
         return None
     except (OSError, StorageError) as error:
         raise Failed(f"the ledger mirrored at '{uri}' can't be read: {_says(error)}") from None

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,43 @@ def test_the_rayjob_carries_the_experiment_as_it_is_and_goes_on_after_a_lost_clu
     done = subprocess.run(["sh", "-c", files["data"]["run.sh"]], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, timeout=30)
     assert done.returncode == 130
     assert said.read_text() == "sweep /experiment/digits-cnn.yaml training.epochs=3 --resume if-any\n"
+
+
+SPACED = dataclasses.replace(FULL, file="my experiments/digits cnn.yaml", overrides=("name=a b",))
+
+
+def test_a_name_with_spaces_is_one_word_in_each_file(tmp_path: Path) -> None:
+    files, _ = loaded(render("kuberay", SPACED, VERSIONS, "job.yaml"))
+    assert files["data"]["digits-cnn.yaml"] == SPACED.text
+    said = shlex.split(files["data"]["run.sh"])
+    assert said[said.index("sweep") + 1 :] == ["/experiment/digits-cnn.yaml", "name=a b", "--resume", "if-any"]
+    [line] = [line for line in render("slurm", SPACED, VERSIONS, "job.sh").splitlines() if " orchestrator sweep " in line]
+    said = shlex.split(line.removesuffix("&"))
+    assert said[said.index("sweep") + 1 :][:2] == ["my experiments/digits cnn.yaml", "name=a b"]
+
+
+def test_a_slurm_job_is_queued_again_by_the_drivers_code_even_if_it_ends_while_it_is_asked_to(tmp_path: Path) -> None:
+    """On a machine without Slurm: `srun` runs what it is given, and the one that asks the driver to end outlives it."""
+    commands = {
+        "scontrol": 'if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi',
+        "getent": "echo 127.0.0.1 STREAM localhost",
+        "srun": 'case "$*" in *kill*) touch asked; sleep 1;; *) while [ ! -e asked ]; do sleep 0.05; done; exit 130;; esac',
+    }
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    script = tmp_path / "job.sh"
+    script.write_text(render("slurm", NEEDS, VERSIONS, "job.sh"))
+    (tmp_path / ".orchestrator").mkdir()
+    (tmp_path / ".orchestrator" / "slurm-7").write_text("1")  # the driver's process id, as the step writes it
+    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "localhost", "SLURM_JOB_ID": "7"}
+    slurm |= {"SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "1", "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    job = subprocess.Popen(["bash", script], env=slurm, stderr=subprocess.PIPE)
+    time.sleep(1)
+    job.terminate()
+    _, said = job.communicate(timeout=30)
+    assert job.returncode == 130, said
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
 
 
 @CASES

@@ -83,6 +83,14 @@ class TestOnARealNode:
         with pytest.raises(ClusterError, match=r"node \d+\.\d+\.\d+\.\d+.*this node has no such thing"):
             every_node.ask(fail)
 
+    def test_a_node_that_has_died_since_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import ray
+
+        there = ray.nodes()
+        gone = {**there[0], "NodeID": "ab" * 28, "NodeManagerAddress": "10.9.8.7"}
+        monkeypatch.setattr(ray, "nodes", lambda: [*there, gone])
+        assert list(every_node.ask(of_this_process)) == [there[0]["NodeManagerAddress"]]
+
     def test_a_place_that_the_node_shares_is_found_and_left_as_it_was(self, tmp_path: Path) -> None:
         assert shared.not_sharing(str(tmp_path / "new")) == {}
         assert shared.not_sharing(f"file://{tmp_path}/new") == {}

@@ -226,6 +226,7 @@ def test_elsewhere_a_job_runs_with_the_file_the_modules_and_the_toolkit_that_tra
     words = ("cluster", "submit", "mine.yaml", "training.epochs=1", f"storage.path={tmp_path}/shared", "--json")
     said = elsewhere(*words, env={"MLFLOW_TRACKING_URI": server}, code=0)
     assert said.json["state"] == "finished"
+    assert f"note: MLFLOW_TRACKING_URI: {server} is the head's own loopback there" in said.err
     assert "best epoch 1" in said.err
     assert list((tmp_path / "shared").rglob("*")), "no checkpoint in the shared storage"
     assert not (tmp_path / ".orchestrator").exists(), "it worked in the folder that it was sent from"

@@ -99,6 +99,17 @@ def test_epochs_that_were_trained_again_after_a_ledger_was_lost_are_there_once(
     assert runs()["sweep-1/0"].info.status == "FINISHED"
 
 
+def test_an_end_is_waited_for_as_long_as_mlflow_answers_up_to_twice_the_patience(record: Record, ledger: Ledger) -> None:
+    record()
+    answers: list[None] = []
+    tracking.Sender(ledger, lambda: answers.append(None)).send()
+    assert len(answers) > 2 * len(ENDS), "each run that is made, and each that gets its rows"
+    background: Any = BackgroundSender.__new__(BackgroundSender)
+    for heard_at, until in {50: 120, 105: 125, 139: 140}.items():
+        background._heard_at = heard_at
+        assert background._until(100, 20) == until
+
+
 def test_a_lost_store_is_filled_again_to_the_same_leaderboard_bundles_included(record: Record, ledger: Ledger, empty_store: Path) -> None:
     record()
     sync(HOME)

@@ -42,15 +42,17 @@ class BackgroundSender:
         """Send the rest, or give up after so many seconds without an answer; how many entries are left."""
         self.stop()
         began = time.monotonic()
-        while (rest_s := min(max(began, self._heard_at) + patience_s, began + AT_MOST * patience_s) - time.monotonic()) > 0:
+        while self._thread.is_alive() and (rest_s := self._until(began, patience_s) - time.monotonic()) > 0:
             self._thread.join(rest_s)
-            if not self._thread.is_alive():
-                break
         ledger = Ledger(self.folder)
         try:
             return ledger.left(destination())
         finally:
             ledger.close()
+
+    def _until(self, began: float, patience_s: float) -> float:
+        """Until when an end that began then waits, as far as MLflow has answered."""
+        return min(max(began, self._heard_at) + patience_s, began + AT_MOST * patience_s)
 
     def _heard(self) -> None:
         self._heard_at = time.monotonic()
