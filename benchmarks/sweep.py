@@ -4,14 +4,11 @@ The same trials everywhere: the network of configs/digits-cnn.yaml, 5 epochs, ba
 list of settings, drawn once by our own random search and given to the others as it is. Ours is the command line in an empty folder, with
 everything recorded (ledger, checkpoints, MLflow, the winner's bundle); the others record nothing beyond what they can't leave out.
 
-*Whole* is the wall time of the command, from its start to its end. *Marginal* is the cost of one trial more: with ends e1 <= ... <= en of
-the trials, (en - ek) / (n - k) where k is a quarter of the trials (at least the slots, and whole rounds of them): the first ones, which
-pay for warming up, don't count. *Busy* is the share of the slots' time, from the first start to the last end, in which a trial was there:
-near 50 % with two slots, one of them did nothing. All contenders run in turn, `--repetitions` times; medians are printed.
+Whole, marginal and busy are as runs.py says. All contenders run in turn, `--repetitions` times; medians are printed.
 
 A two-worker trial's cost beyond its compute is the marginal cost less the trial's own epochs (`epoch_s`, in the ledger).
 
-    python benchmarks/sweep.py [--quick] [--repetitions 3] [--scale] [--one-second]
+    python benchmarks/sweep.py [--quick] [--repetitions 3] [--only short|two-workers]
 """
 
 from __future__ import annotations
@@ -19,45 +16,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import multiprocessing
 import os
-import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import measure
+from runs import SEED, SLOTS, Run, Runs, Span, marginal, ours, whole
 
-SLOTS = 2
-SEED = 0
 SAME = ["sweep.search=random", "sweep.scheduler=none", f"sweep.seed={SEED}", "training.epochs=5", "training.precision=fp32"]
-Span = tuple[float, float]  # when a trial began and ended
-
-
-@dataclass(frozen=True)
-class Run:
-    """One contender's run: its wall time and its trials' spans; ours only: the mean of a trial's epochs, and the driver's most memory."""
-
-    whole_s: float
-    spans: list[Span]
-    compute_s: float = math.nan
-    peak_bytes: int = 0
-
-    def marginal_s(self, slots: int) -> float:
-        """Seconds a trial more costs."""
-        ends = sorted(end for _, end in self.spans)
-        first = max(slots, len(ends) // 4 // slots * slots)
-        return (ends[-1] - ends[first - 1]) / (len(ends) - first)
-
-    def busy(self, slots: int) -> float:
-        """The share of the slots' time in which a trial was there."""
-        lasted = max(end for _, end in self.spans) - min(start for start, _ in self.spans)
-        return sum(end - start for start, end in self.spans) / (slots * lasted)
 
 
 # contenders, each in a process of its own ---------------------------------------------------------------------------------------
@@ -226,52 +197,6 @@ def theirs(name: str, trials: list[dict[str, Any]], workers: int = 1) -> Run:
         return Run(seconds, [tuple(span) for span in json.loads(Path(folder, "spans.json").read_text())])
 
 
-def ours(trials: int, *overrides: str, config: Path = measure.CONFIG, files: dict[str, str] | None = None) -> Run:
-    """A run of `orchestrator sweep` in an empty folder (but for `files`), everything recorded; spans from its ledger."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        for name, text in (files or {}).items():
-            Path(folder, name).write_text(text)
-        path = config if config.is_absolute() else Path(folder, config)
-        command = [measure.ORCHESTRATOR, "sweep", str(path), *overrides, f"sweep.trials={trials}", "--json"]
-        seconds, printed, peak = measure.run_with_peak(command, Path(folder))
-        states = [trial["state"] for trial in json.loads(printed)["trials"]]
-        if states != ["finished"] * trials:
-            raise SystemExit(f"not every trial finished: {states}")
-        return _from_ledger(seconds, peak, Path(folder, ".orchestrator", "ledger.sqlite"))
-
-
-def _from_ledger(seconds: float, peak: int, ledger: Path) -> Run:
-    began: dict[int, float] = {}
-    ended: dict[int, float] = {}
-    epochs: dict[int, float] = {}
-    database = sqlite3.connect(ledger)
-    for trial, kind, data, at_ms in database.execute("select trial, kind, data, at_ms from entries where trial is not null order by seq"):
-        if kind == "started":
-            began[trial] = at_ms / 1000
-        elif kind == "epoch":
-            epochs[trial] = epochs.get(trial, 0.0) + json.loads(data)["metrics"]["epoch_s"]
-        elif kind == "ended":
-            ended[trial] = at_ms / 1000
-    database.close()
-    late = sorted(ended, key=lambda trial: ended[trial])[len(ended) // 4 :]
-    return Run(seconds, [(began[trial], ended[trial]) for trial in ended], sum(epochs[trial] for trial in late) / len(late), peak)
-
-
-Runs = dict[str, list[Any]]
-
-
-def whole(runs: Runs, name: str) -> float:
-    return measure.median([run.whole_s for run in runs[name]])
-
-
-def marginal(runs: Runs, name: str, slots: int = SLOTS) -> float:
-    return measure.median([run.marginal_s(slots) for run in runs[name]])
-
-
-def peak_mb(runs: Runs, name: str) -> float:
-    return measure.median([run.peak_bytes / 1e6 for run in runs[name]])
-
-
 def short_trials(repetitions: int, trials: int, guide_trials: int) -> None:
     """One-worker trials in four ways."""
     values = settings(trials)
@@ -337,66 +262,12 @@ def two_workers(repetitions: int, trials: int, guide_trials: int) -> None:
     )
 
 
-def scale(repetitions: int, few: int, many: int) -> None:
-    """Whether a trial costs the same in a long sweep: TPE, no scheduler, one epoch, so that what isn't training weighs most."""
-    overrides = ["training.epochs=1", "training.precision=fp32", "sweep.scheduler=none", "sweep.search=tpe", f"sweep.seed={SEED}"]
-    runs = measure.interleave({"few": lambda: ours(few, *overrides), "many": lambda: ours(many, *overrides)}, repetitions)
-    last = measure.median([Run(0, sorted(run.spans, key=lambda span: span[1])[-many // 4 :]).marginal_s(SLOTS) for run in runs["many"]])
-    measure.heading(f"from {few} to {many} trials of one epoch, TPE, {repetitions} x in turn (ours: many, theirs: few)")
-    measure.table(
-        [
-            measure.compare(f"marginal of {many} against {few}", marginal(runs, "many"), marginal(runs, "few"), "<= 1.10"),
-            measure.compare("marginal of the last quarter against few", last, marginal(runs, "few"), "<= 1.10"),
-            measure.compare("the driver's memory, at its most", peak_mb(runs, "many"), peak_mb(runs, "few"), "<= 1.10", "MB"),
-        ]
-    )
-
-
-ONE_SECOND = {
-    "one-second.yaml": """
-name: one-second
-data: {source: digits}
-model: {family: "sleeper:Sleeper"}
-training: {epochs: 1, max_steps: 1}
-sweep: {scheduler: none, search: random, space: {model.dropout: {uniform: [0.0, 0.5]}}}
-""",
-    "sleeper.py": '''
-"""A network whose one training step takes a second, and no core."""
-
-import time
-
-from models.cnn import CNN
-
-
-class Sleeper(CNN):
-    def forward(self, batch):
-        if self.training:
-            time.sleep(1.0)
-        return super().forward(batch)
-''',
-}
-
-
-def one_second(repetitions: int, trials: int) -> None:
-    """N trials of one second each, two at a time, against N / 2 seconds; start-up and end included."""
-    runs = measure.interleave({"ours": lambda: ours(trials, config=Path("one-second.yaml"), files=ONE_SECOND)}, repetitions)
-    measure.heading(f"{trials} one-second trials, {repetitions} x")
-    measure.table(
-        [
-            measure.compare("ideal: whole", whole(runs, "ours"), trials / SLOTS, "<= 1.28"),
-            measure.compare("ideal: marginal", marginal(runs, "ours"), 1 / SLOTS, ""),
-        ]
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="few trials, once: does it run at all?")
     parser.add_argument("--repetitions", type=int, help="of every contender (default 3; --quick: 1)")
     parser.add_argument("--trials", type=int, help="of one worker (default 32; --quick: 8)")
     parser.add_argument("--only", choices=["short", "two-workers"], help="one part of it")
-    parser.add_argument("--scale", action="store_true", help="instead: 16 against 256 trials")
-    parser.add_argument("--one-second", action="store_true", help="instead: one-second trials against the ideal time")
     parser.add_argument("--contender", choices=sorted(THEIRS), help=argparse.SUPPRESS)
     parser.add_argument("--workers", type=int, default=1, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -411,12 +282,8 @@ def main() -> None:
         ("short", lambda: short_trials(repetitions, asked.trials or (8 if asked.quick else 32), 3 if asked.quick else 4)),
         ("two-workers", lambda: two_workers(repetitions, 4 if asked.quick else 8, 2)),
     ]
-    if asked.scale:
-        parts = [("", lambda: scale(repetitions, *((8, 24) if asked.quick else (16, 256))))]
-    elif asked.one_second:
-        parts = [("", lambda: one_second(repetitions, asked.trials or (8 if asked.quick else 512)))]
     for name, part in parts:
-        if asked.only in (None, name) or not name:
+        if asked.only in (None, name):
             part()
 
 
