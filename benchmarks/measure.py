@@ -40,9 +40,10 @@ def test_data() -> Path:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """This process's environment, with so many intra-op threads a process and none of Ray's messages home."""
+    """This process's environment, with so many intra-op threads a process, modules compiled once, and none of Ray's messages home."""
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "PYTHONWARNINGS": "ignore"}
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parent), **quiet}
+    return {**own, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(Path(__file__).parent), **quiet}
 
 
 def adopt_orphans() -> None:

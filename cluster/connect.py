@@ -99,6 +99,7 @@ def _start(folder: Path, environment: Mapping[str, object], cpus: float) -> None
     import ray
 
     os.environ.pop("RAY_ADDRESS", None)
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # workers of an empty environment, of which none would be used
     # Ray starts its workers through a shell and doesn't quote the interpreter's path (ray/_private/runtime_env/context.py)
     interpreter = {"py_executable": shlex.quote(sys.executable)} if " " in sys.executable else {}
     try:

@@ -7,7 +7,7 @@ import time
 import warnings
 from pathlib import Path
 
-from orchestrator.errors import Note
+from orchestrator.errors import Lost, Note
 from orchestrator.events import RunEnded, RunStarted, summarise
 from orchestrator.experiment.config import Experiment
 from orchestrator.records import notify
@@ -43,7 +43,9 @@ class Beside:
             self.mirror.start()
 
     def __call__(self, event: object) -> None:
-        """Something happened."""
+        """Something happened. Raises Lost if another command drives the launch by now: its runs in MLflow are that one's."""
+        if self.mirror is not None and self.mirror.taken is not None:
+            raise Lost(f"another command goes on with this launch by now, on {self.mirror.taken}")
         if self.notifier is not None:
             self.notifier(event)
         if self.mirror is not None and isinstance(event, RunStarted | RunEnded):
@@ -57,6 +59,10 @@ class Beside:
     def finish(self, state: str, patience_s: float, trial: int | None = None, error: str | None = None) -> tuple[int, str | None]:
         """The end: (how many entries MLflow hasn't got after so many seconds, what it said). Ctrl-C ends the waiting."""
         assert self.sender is not None
+        if self.mirror is not None and self.mirror.taken is not None:
+            self.sender.give_up()
+            self.mirror.end()
+            return 0, None
         until = time.monotonic() + patience_s
         if self.mirror is not None:
             self.mirror.end()

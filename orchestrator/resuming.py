@@ -20,7 +20,7 @@ from orchestrator.experiment.config import Experiment, flatten
 from orchestrator.experiment.plan import Command, Plan
 from orchestrator.experiment.read import resolve, space_of
 from orchestrator.records.ledger import Launch, Ledger
-from orchestrator.records.mirror import length, mirror_of, mirrored, restore
+from orchestrator.records.mirror import has_more, mirror_of, mirrored, restore
 
 NEWEST, IF_ANY = "newest", "if-any"
 MAY_DIFFER = ("sweep.trials", "sweep.space", "sweep.max_concurrent", "sweep.executor", "training.executor", "scaling", "budget", "notify")
@@ -89,7 +89,7 @@ def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:
     if differing := _differing(command, asked, launch):
         raise ExperimentError([Problem(key, None, _differs(command, launch, *both)) for key, both in differing.items()])
     copies = _copies(asked.experiment, command)
-    if copies is not None and (length(copies, launch.id) or 0) > ledger.count(launch.id):
+    if copies is not None and has_more(copies, launch.id, ledger):
         raise Refused(_behind(command, launch), key="--resume")
     return replace(launch, experiment=experiment.plain(), metric=experiment.metric, mode=experiment.mode, folder=str(asked.folder))
 
@@ -118,7 +118,7 @@ def _copies(experiment: Experiment, command: Command) -> str | None:
 def _behind(command: Command, launch: Launch) -> str:
     where = home() / "ledger.sqlite"
     return (
-        f"another machine has gone on with {command} {launch.id}: its ledger's copy in storage.path is newer than '{where}'; "
+        f"another machine has gone on with {command} {launch.id}: its ledger's copy in storage.path has what '{where}' lacks; "
         "go on with it there, or in a folder without .orchestrator, which takes the copy"
     )
 

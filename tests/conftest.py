@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from pipelines.splits import SplitConfig
 
 for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}.items():
     os.environ.setdefault(name, value)  # MLflow reads them when it is imported
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # the tests start hundreds of processes: the first one compiles for all
+sys.dont_write_bytecode = False
 
 MakeExperiment = Callable[..., Experiment]
 MakeJob = Callable[..., Job]

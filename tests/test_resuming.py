@@ -92,7 +92,7 @@ def test_a_ledger_that_is_behind_the_copy_is_refused_since_another_machine_went_
     there = Ledger(asked.folder / OLD)
     there.reopen(found, 0)
     mirror(there.path, str(asked.folder / "shared" / "ledgers" / "corners" / "sweep"), OLD)
-    with pytest.raises(Refused, match=f"another machine has gone on with sweep {OLD}: its ledger's copy in storage.path is newer than "):
+    with pytest.raises(Refused, match=f"another machine has gone on with sweep {OLD}: its ledger's copy in storage.path has what "):
         earlier("sweep", asked, OLD)
 
 

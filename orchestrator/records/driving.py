@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 
 from orchestrator.errors import Failed, Refused
-from orchestrator.records.ledger import Ledger
+from orchestrator.records.ledger import ALL, Ledger
 from orchestrator.records.tracking.read import RecordedRun
 from orchestrator.records.tracking.store import destination
 
@@ -81,7 +81,7 @@ def active(home: Path, ledger: Ledger | None, runs: Sequence[RecordedRun]) -> di
 
 
 def _activity(home: Path, ledger: Ledger, launch: str) -> Activity | None:
-    entries = [entry for entry in ledger.entries(launch, limit=10_000_000) if entry.kind != "removed"]
+    entries = [entry for entry in ledger.entries(launch, limit=ALL) if entry.kind != "removed"]
     last_ms = entries[-1].at_ms
     if is_driven(home, launch):
         return Activity(f"{launch} is running", last_ms, resumable=False)

@@ -64,6 +64,9 @@ class Entry:
     at_ms: int
 
 
+ALL = -1  # SQLite's word for no limit
+
+
 def new_id() -> str:
     """An id of a launch: sorts by time, unique."""
     return time.strftime("%Y%m%d-%H%M%S-", time.gmtime()) + secrets.token_hex(2)
@@ -142,7 +145,7 @@ class Ledger:
 
     def events(self, launch: str) -> list[Event]:
         """The events of a launch, in the order in which they were judged."""
-        return [from_plain(e.kind, e.data) for e in self.entries(launch, limit=10_000_000) if e.kind in KINDS]
+        return [from_plain(e.kind, e.data) for e in self.entries(launch, limit=ALL) if e.kind in KINDS]
 
     def wall_s(self, launch: str) -> float:
         """Seconds that the commands of a launch took: of each, from its beginning to its last entry."""
@@ -172,10 +175,6 @@ class Ledger:
         with self._transaction() as db:
             at_ms = db.execute("select max(at_ms) from entries where launch = ?", (launch,)).fetchone()[0]  # nothing of its time is used
             _insert(db, launch, trial, "removed", {}, at_ms)
-
-    def count(self, launch: str) -> int:
-        """How many entries a launch has."""
-        return int(self._db.execute("select count(*) from entries where launch = ?", (launch,)).fetchone()[0])
 
     def removed(self, launch: str) -> set[int | None]:
         """The runs of a launch that were removed for good."""

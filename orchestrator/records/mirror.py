@@ -2,7 +2,8 @@
 
 Every launch has a copy of its own, `ledgers/EXPERIMENT/COMMAND/LAUNCH.sqlite`, which no other launch of that name replaces. SQLite's online
 backup gives one consistent state, whoever else writes meanwhile; a copy is replaced as a whole, so that a reader finds the one before or
-this one.
+this one. Beside it `LAUNCH.driver` says which command drives the launch: the one that began last. One that finds another's name there, cut
+off from its cluster for a while, say, and given up for dead, writes no copy any more.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import re
 import secrets
+import socket
 import sqlite3
 import tempfile
 import threading
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Failed, Refused
-from orchestrator.records.ledger import Ledger
+from orchestrator.records.ledger import ALL, Ledger
 from orchestrator.storage import StorageError, below, delete, names, put_new, read_file, write_file
 
 NAME = "ledger.sqlite"
@@ -39,7 +41,7 @@ def mirror(ledger: Path, uri: str, launch: str) -> None:
             _back_up(ledger, copy)
             write_file(uri, _copy_of(launch), copy.read_bytes())
     except (OSError, sqlite3.Error, StorageError) as error:
-        raise Failed(f"the ledger can't be mirrored to '{uri}': {_says(error)}") from None
+        raise _cant_be(uri, error) from None
 
 
 def mirrored(uri: str) -> list[str]:
@@ -68,18 +70,22 @@ def restore(uri: str, folder: Path, launch: str) -> bool:
     return True
 
 
-def length(uri: str, launch: str) -> int | None:
-    """How many entries of a launch its mirrored ledger has; None if there is none that is whole. Raises Failed if it can't be told now."""
+def has_more(uri: str, launch: str, ledger: Ledger) -> bool:
+    """Whether a launch's copy has entries that a ledger hasn't: another machine has gone on with it. Raises Failed if it can't be told now.
+
+    One that is damaged has none.
+    """
     try:
         content = read_file(uri, _copy_of(launch))
         if content is None:
-            return None
+            return False
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / NAME).write_bytes(content)
             with contextlib.closing(Ledger(Path(folder))) as copy:
-                return copy.count(launch)
+                there = copy.entries(launch, limit=ALL)
+        return ledger.entries(launch, limit=len(there)) != there
     except (Refused, sqlite3.Error):  # a damaged one
-        return None
+        return False
     except (OSError, StorageError) as error:
         raise Failed(f"the ledger mirrored at '{uri}' can't be read: {_says(error)}") from None
 
@@ -87,20 +93,28 @@ def length(uri: str, launch: str) -> int | None:
 def forget(uri: str, launch: str) -> None:
     """Delete a launch's copy, if that can be done."""
     delete(uri, _copy_of(launch))
+    delete(uri, _driver_of(launch))
 
 
 def _copy_of(launch: str) -> str:
     return f"{launch}.sqlite"
 
 
-class Mirror:
-    """Mirrors a folder's ledger in the background, if it has changed: every so often, and soon after `wake`.
+def _driver_of(launch: str) -> str:
+    return f"{launch}.driver"
 
-    What fails is tried again, and its last error kept.
+
+class Mirror:
+    """Mirrors a folder's ledger in the background, if it has changed: at once, every so often, and soon after `wake`.
+
+    What fails is tried again, and its last error kept. `taken`: where another command has gone on with the launch since.
     """
 
     def __init__(self, folder: Path, uri: str, launch: str, every_s: float = 30.0) -> None:
         self.problem: str | None = None
+        self.taken: str | None = None
+        self._own = f"{secrets.token_hex(8)} {socket.gethostname()}".encode()
+        self._claimed = False
         self._ledger, self._uri, self._launch, self._every_s = folder / NAME, uri, launch, every_s
         self._asked, self._ended = threading.Event(), threading.Event()
         self._seen: Any = None
@@ -129,15 +143,17 @@ class Mirror:
 
     def _work(self) -> None:
         while not self._ended.is_set():
-            self._asked.wait(self._every_s)
-            self._asked.clear()
             began = time.monotonic()
             self._once()
             self._ended.wait(REST * (time.monotonic() - began))
+            self._asked.wait(self._every_s)
+            self._asked.clear()
         self._once()
 
     def _once(self) -> None:
         try:
+            if self._is_taken():
+                return
             state = _state(self._ledger)
             if state != self._seen:
                 mirror(self._ledger, self._uri, self._launch)
@@ -145,6 +161,19 @@ class Mirror:
             self.problem = None
         except (Failed, OSError) as error:
             self.problem = str(error)
+
+    def _is_taken(self) -> bool:
+        """Whether another command drives the launch by now; this one does from its first copy on."""
+        try:
+            if not self._claimed:
+                write_file(self._uri, _driver_of(self._launch), self._own)
+                self._claimed = True
+            driver = read_file(self._uri, _driver_of(self._launch))
+        except StorageError as error:
+            raise _cant_be(self._uri, error) from None
+        if driver is not None and driver != self._own:
+            self.taken = driver.decode(errors="replace").partition(" ")[2]
+        return self.taken is not None
 
 
 def _state(ledger: Path) -> list[tuple[int, int]]:
@@ -171,6 +200,10 @@ def _check(path: Path) -> None:
         said = db.execute("pragma quick_check").fetchone()[0]
     if said != "ok":
         raise OSError(f"it is damaged ({said})")
+
+
+def _cant_be(uri: str, error: Exception) -> Failed:
+    return Failed(f"the ledger can't be mirrored to '{uri}': {_says(error)}")
 
 
 def _says(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import os
@@ -21,12 +22,16 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import app
+from tests.e2e.forked import Forked, Forks
 from tests.e2e.nodes import Nodes, cluster
 
 PROJECT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 DATA = Path(os.environ.get("ORCHESTRATOR_TEST_DATA", PROJECT.parent / "shared" / "data"))
 EXPERIMENT = "configs/digits-cnn.yaml"
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background, and the commands would inherit
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+READ_AT_USE = ("MLFLOW_TRACKING_", "AWS_", "RAY_ADDRESS", "RAY_AUTH_", "HOME")
 SHORT = ("sweep.trials=3", "training.epochs=2")
 
 
@@ -49,21 +54,36 @@ class Said:
         return [line for line in self.err.splitlines() if line.startswith("error: ")]
 
 
+@functools.cache
+def forks() -> Forks:
+    made = Forks(clean_env())
+    atexit.register(made.close)
+    return made
+
+
 @dataclass
 class Shell:
-    """Types commands in a folder."""
+    """Types commands in a folder. `anew`: each imports everything itself, as it does for a person."""
 
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
+    anew: bool = False
 
     def start(self, *words: str) -> Started:
         """Start a command in a process group of its own; its output goes to files, so that no pipe is ever full."""
         said = Path(tempfile.mkdtemp(prefix="said-"))
+        process: Forked | subprocess.Popen[bytes]
         with (said / "out").open("w") as out, (said / "err").open("w") as err:
-            process = subprocess.Popen(
-                [str(BIN / "orchestrator"), *words], cwd=self.folder, env=self.env, stdout=out, stderr=err, start_new_session=True
-            )
+            if self.anew or self._is_read_by_imports():
+                command = [str(BIN / "orchestrator"), *words]
+                process = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=out, stderr=err, start_new_session=True)
+            else:
+                process = forks().start(words, self.folder, self.env, out, err)
         return Started(process, said)
+
+    def _is_read_by_imports(self) -> bool:
+        """Whether the environment holds what may be read when something is imported, and forks() has imported everything without."""
+        return any(not name.startswith(READ_AT_USE) for name, _ in self.env.items() ^ clean_env().items())
 
     def run(self, *words: str, code: int = 0, timeout_s: float = 240) -> Said:
         """Run a command to its end; fails unless it exits with `code`, without a traceback."""
@@ -88,7 +108,7 @@ class Shell:
 class Started:
     """A command under way."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked | subprocess.Popen[bytes]
     said: Path
 
     def finish(self, timeout_s: float) -> Said:
@@ -125,9 +145,14 @@ def epochs_in_ledger(folder: Path) -> int:
         return 0
 
 
+@functools.cache
+def _env() -> dict[str, str]:
+    """This process's, as it was at first: what is imported here may add to it."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_", "ORCHESTRATOR_"))}
+
+
 def clean_env() -> dict[str, str]:
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RAY_", "ORCHESTRATOR_"))}
-    return env | {"MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "200"}
+    return _env() | {"MLFLOW_DISABLE_TELEMETRY": "true", "COLUMNS": "200"}
 
 
 @functools.cache
@@ -169,8 +194,9 @@ def begin(shell: Shell) -> Iterator[Callable[..., Started]]:
 
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Shell, Any]:
-    """A folder in which the main job has run once, and what the sweep said."""
+    """A folder in which the main job has run once, as a person starts it, and what the sweep said."""
     shell = open_shell(tmp_path_factory.mktemp("swept"))
+    shell.anew = True
     return shell, shell.run("sweep", EXPERIMENT, *SHORT, "--json").json
 
 

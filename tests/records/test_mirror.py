@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import Failed
 from orchestrator.records.ledger import Launch, Ledger
-from orchestrator.records.mirror import NAME, Mirror, forget, length, mirror, mirror_of, mirrored, restore
+from orchestrator.records.mirror import NAME, Mirror, forget, has_more, mirror, mirror_of, mirrored, restore
 from tests.s3 import bucket
 
 LAUNCH = Launch("20260101-000000-aaaa", "sweep", "digits", {}, "val_loss", "min", "f" * 16, "/nowhere")
 LATER = dataclasses.replace(LAUNCH, id="20260102-000000-aaaa")
 COPY = f"{LAUNCH.id}.sqlite"
+
+
+def wait_until(there: Callable[[], object], otherwise: str) -> None:
+    deadline = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.01)
 
 
 def pairs(path: Path) -> tuple[int, int]:
@@ -92,15 +101,46 @@ def test_a_ledger_that_is_there_is_never_replaced_by_the_mirror(tmp_path: Path) 
     assert new.launches() == [LAUNCH.id]
 
 
-def test_how_far_a_copy_has_come_is_told_without_taking_it(tmp_path: Path) -> None:
+def test_a_copy_that_another_machine_has_gone_on_with_is_told_from_an_older_one_of_this_ledger(tmp_path: Path) -> None:
+    shared = str(tmp_path / "shared")
     ledger = Ledger(tmp_path / "here")
     ledger.launch(LAUNCH)
-    assert length(str(tmp_path / "shared"), LAUNCH.id) is None
-    mirror(ledger.path, str(tmp_path / "shared"), LAUNCH.id)
-    ledger.note(LAUNCH.id, None, "closed", {})
-    assert (length(str(tmp_path / "shared"), LAUNCH.id), ledger.count(LAUNCH.id)) == (1, 2)
+    assert not has_more(shared, LAUNCH.id, ledger)
+    mirror(ledger.path, shared, LAUNCH.id)
+    restore(shared, tmp_path / "there", LAUNCH.id)
+    other = Ledger(tmp_path / "there")
+    ledger.note(LAUNCH.id, None, "closed", {"of": "this one"})
+    assert not has_more(shared, LAUNCH.id, ledger)
+    for _ in range(2):
+        other.note(LAUNCH.id, None, "closed", {"of": "the other one"})
+        mirror(other.path, shared, LAUNCH.id)
+        assert has_more(shared, LAUNCH.id, ledger), "as long, or longer"
+        assert not has_more(shared, LAUNCH.id, other)
     (tmp_path / "shared" / COPY).write_bytes(b"no database")
-    assert length(str(tmp_path / "shared"), LAUNCH.id) is None
+    assert not has_more(shared, LAUNCH.id, ledger)
+
+
+def test_who_began_last_drives_and_who_finds_that_writes_no_copy_any_more(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    ledger = Ledger(tmp_path / "here")
+    ledger.launch(LAUNCH)
+    first = Mirror(tmp_path / "here", str(shared), LAUNCH.id, every_s=0.05)
+    first.start()
+    wait_until(lambda: (shared / COPY).exists(), "nothing was mirrored")
+    restore(str(shared), tmp_path / "there", LAUNCH.id)
+    second = Mirror(tmp_path / "there", str(shared), LAUNCH.id, every_s=3600)
+    second.start()
+    wait_until(lambda: first.taken, "the first one goes on")
+    ledger.note(LAUNCH.id, None, "closed", {})
+    assert first.finish(60) is None
+    assert (first.taken, second.taken) == (socket.gethostname(), None)
+    other = Ledger(tmp_path / "there")
+    assert not has_more(str(shared), LAUNCH.id, other)
+    other.note(LAUNCH.id, None, "closed", {})
+    assert second.finish(60) is None
+    assert has_more(str(shared), LAUNCH.id, ledger)
+    forget(str(shared), LAUNCH.id)
+    assert list(shared.iterdir()) == []
 
 
 def test_without_a_mirror_nothing_is_restored_and_nothing_is_made(tmp_path: Path) -> None:
@@ -141,10 +181,7 @@ def test_the_background_mirror_follows_the_ledger_and_sends_the_rest_when_it_end
     copy = tmp_path / "shared" / COPY
     background = Mirror(tmp_path / "here", str(tmp_path / "shared"), LAUNCH.id, every_s=0.05)
     background.start()
-    deadline = time.monotonic() + 60
-    while not copy.exists():
-        assert time.monotonic() < deadline, "nothing was mirrored"
-        time.sleep(0.01)
+    wait_until(copy.exists, "nothing was mirrored")
     ledger.launch(LAUNCH)
     assert background.finish(60) is None
     restore(str(tmp_path / "shared"), tmp_path / "there", LAUNCH.id)
@@ -156,11 +193,11 @@ def test_what_is_not_to_be_lost_is_mirrored_at_once(tmp_path: Path) -> None:
     ledger.launch(LAUNCH)
     background = Mirror(tmp_path / "here", str(tmp_path / "shared"), LAUNCH.id, every_s=3600)
     background.start()
+    wait_until((tmp_path / "shared" / COPY).exists, "nothing was mirrored")
+    first = (tmp_path / "shared" / COPY).read_bytes()
+    ledger.note(LAUNCH.id, None, "closed", {})
     background.wake()
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "shared" / COPY).exists():
-        assert time.monotonic() < deadline, "nothing was mirrored"
-        time.sleep(0.01)
+    wait_until(lambda: (tmp_path / "shared" / COPY).read_bytes() != first, "it was not mirrored again")
     assert background.finish(60) is None
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import filelock
 
 from orchestrator.errors import Failed
-from orchestrator.records.ledger import Ledger
+from orchestrator.records.ledger import ALL, Ledger
 from orchestrator.records.tracking.send import Sender
 from orchestrator.records.tracking.store import destination, mlflow_errors, one_line, shown_destination
 
@@ -30,13 +30,18 @@ class BackgroundSender:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.problem: str | None = None
-        self._stop, self._heard_at = threading.Event(), time.monotonic()
+        self._stop, self._heard_at, self._given_up = threading.Event(), time.monotonic(), False
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Send what is there, then end."""
         self._stop.set()
+
+    def give_up(self) -> None:
+        """Send nothing more: it is another command's to send."""
+        self._given_up = True
+        self.stop()
 
     def finish(self, patience_s: float) -> int:
         """Send the rest, or give up after so many seconds without an answer; how many entries are left."""
@@ -64,7 +69,7 @@ class BackgroundSender:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread
         ledger, sender, wait_s = None, None, POLL_S
         try:
-            while True:
+            while not self._given_up:
                 stopping = self._stop.is_set()
                 try:
                     with sending_lock(self.folder, LAST_WAIT_S if stopping else 0):
@@ -126,5 +131,5 @@ def sync(folder: Path, again: bool = False) -> tuple[int, int]:
 def _lacked(ledger: Ledger, to: str, launch: str, mark: int, runs: dict[int | None, str]) -> int:
     """How many entries of a launch were sent for the first time: those after the mark, and all of a run that MLflow had lost."""
     now, sent = ledger.identities(to, launch), ledger.sent(to, launch)
-    entries = ledger.entries(launch, limit=10_000_000)
+    entries = ledger.entries(launch, limit=ALL)
     return sum(e.seq <= sent and (e.seq > mark or now.get(e.trial) != runs.get(e.trial)) for e in entries)
