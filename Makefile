@@ -30,9 +30,10 @@ lint: setup
 	$(BIN)/mypy
 
 test: setup lint  ## everything that CI checks; two files at a time, since each starts processes of its own
+	$(BIN)/python -m pytest -m alone
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=30
 
-test-long: setup  ## what takes minutes beside: the Ray Client, more seeds, more families with two workers, more deaths
+test-long: setup  ## more of the same: other seeds of what is random, other families with two workers
 	$(BIN)/python -m pytest -m long
 
 clean:  ## the environment and what the demo made

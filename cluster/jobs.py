@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import os
+import re
 import socket
 import time
 import urllib.error
@@ -25,6 +26,7 @@ QUIET_S = 60.0  # without a line in a log: then it is asked whether the job runs
 POLL_S = 0.3
 STOPPED_S = 180.0  # for a job that was asked to end; Ray kills it after a minute (submit.STOP_S)
 OURS = "orchestrator"  # key of the metadata of our jobs: the version
+REFUSAL = re.compile(r"unauthenticated|unauthorized|InvalidAuthToken|RAY_AUTH_|authentication (required|failed|token)", re.IGNORECASE)
 TOKEN = "is its token set here (RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token as on the cluster's head)?"
 
 
@@ -198,7 +200,7 @@ def _refuse_silence(address: str) -> None:
     if not address.startswith("http"):
         host, colon, port = address.rpartition("://")[2].rpartition(":")
         if colon and port.isdigit():
-            socket.create_connection((host, int(port)), ANSWER_S).close()
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
         return
     try:
         with urllib.request.urlopen(f"{address}/api/version", timeout=ANSWER_S) as answer:
@@ -233,7 +235,7 @@ def _said_once(address: str) -> Iterator[None]:
         raise
     except Exception as error:  # RayError, RuntimeError, requests', aiohttp's and grpc's own
         said = " ".join(str(error).split())
-        if type(error).__name__ == "AuthenticationError" or "auth" in said.lower():
+        if type(error).__name__ == "AuthenticationError" or REFUSAL.search(said):
             raise ClusterError(f"the cluster at '{address}' refuses the token ({said.partition('. ')[0][:150]}); {TOKEN}") from None
         if isinstance(error, OSError | ValueError):
             raise ClusterError(f"no Ray cluster answers at '{address}' ({said[:200]}); is it running, and is the address right?") from None

@@ -7,7 +7,7 @@ import time
 import warnings
 from pathlib import Path
 
-from orchestrator.errors import Lost, Note
+from orchestrator.errors import Failed, Note, Taken
 from orchestrator.events import RunEnded, RunStarted, summarise
 from orchestrator.experiment.config import Experiment
 from orchestrator.records import notify
@@ -33,7 +33,7 @@ class Beside:
 
     def start(self) -> None:
         """MLflow is imported, in the background, and what it hasn't got is sent."""
-        self.sender = BackgroundSender(self.home)
+        self.sender = BackgroundSender(self.home, self._is_ours)
 
     def follow(self, ledger: Ledger, launch: Launch) -> None:
         """The launch has begun, or goes on."""
@@ -42,10 +42,16 @@ class Beside:
             self.mirror = Mirror(self.home, mirror_of(self.experiment.storage.path, launch.name, launch.command), launch.id)
             self.mirror.start()
 
+    def _is_ours(self) -> None:
+        """Looked at before MLflow is told anything: a launch that another command goes on with isn't sent any more."""
+        if self.mirror is not None:
+            with contextlib.suppress(Failed):  # it can't be told now
+                self.mirror.look()
+
     def __call__(self, event: object) -> None:
-        """Something happened. Raises Lost if another command drives the launch by now: its runs in MLflow are that one's."""
+        """Something happened. Raises Taken if another command drives the launch by now."""
         if self.mirror is not None and self.mirror.taken is not None:
-            raise Lost(f"another command goes on with this launch by now, on {self.mirror.taken}")
+            raise Taken(f"another command goes on with this launch by now, on {self.mirror.taken}")
         if self.notifier is not None:
             self.notifier(event)
         if self.mirror is not None and isinstance(event, RunStarted | RunEnded):
@@ -59,10 +65,6 @@ class Beside:
     def finish(self, state: str, patience_s: float, trial: int | None = None, error: str | None = None) -> tuple[int, str | None]:
         """The end: (how many entries MLflow hasn't got after so many seconds, what it said). Ctrl-C ends the waiting."""
         assert self.sender is not None
-        if self.mirror is not None and self.mirror.taken is not None:
-            self.sender.give_up()
-            self.mirror.end()
-            return 0, None
         until = time.monotonic() + patience_s
         if self.mirror is not None:
             self.mirror.end()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,7 @@ from typing import Any
 from orchestrator.catalog import catalog
 from orchestrator.deployment import bundle as bundles
 from orchestrator.deployment import selection
+from orchestrator.deployment.figures import kind_of
 from orchestrator.deployment.scoring import Scored, score
 from orchestrator.events import TrialResult, best_first
 from orchestrator.experiment.config import Experiment
@@ -25,6 +29,17 @@ class Winner:
     run: TrialResult
     bundle: Path
     test: Scored
+
+
+def warm_up(task: str) -> None:
+    """Import in the background, while runs are under way elsewhere, what the end of a launch would take seconds to import."""
+
+    def work() -> None:
+        with contextlib.suppress(Exception):  # it is raised where it is needed
+            kind_of(task)
+            importlib.import_module("mlflow.pyfunc")
+
+    threading.Thread(target=work, name="closing", daemon=True).start()
 
 
 def conclude(

@@ -7,6 +7,7 @@ OrchestratorError
 │   └── GateFailed      1   a promotion that was refused; nothing changed
 └── Interrupted       130   Ctrl-C or SIGTERM; what was done is recorded, and can be resumed
     └── Lost          130   the cluster, the disk: it can't go on now, and can be resumed
+        └── Taken     130   another command goes on with it
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ class Interrupted(OrchestratorError):
 
 class Lost(Interrupted):
     """What it ran on is gone: Ray's head, the hub, the room on the disk."""
+
+
+class Taken(Lost):
+    """Another command, on another machine, goes on with it by now."""
 
 
 class Note(UserWarning):

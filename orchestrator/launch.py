@@ -21,15 +21,15 @@ from cluster.resources import Found, this_machine
 from orchestrator import resuming
 from orchestrator.asking import Asked, check_storage, home, plan_of, sent_to_cluster
 from orchestrator.beside import Beside
-from orchestrator.closing import closing, conclude
+from orchestrator.closing import closing, conclude, warm_up
 from orchestrator.deployment import scoring
-from orchestrator.errors import Failed, Interrupted, Lost, Note, OrchestratorError, Refused
+from orchestrator.errors import Failed, Interrupted, Lost, Note, OrchestratorError, Refused, Taken
 from orchestrator.events import Event
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.sweep import drive
 from orchestrator.experiment.config import ScalingConfig
 from orchestrator.experiment.plan import Command, Plan
-from orchestrator.outcome import Ended, Outcome, outcome
+from orchestrator.outcome import Ended, Outcome, failure, outcome
 from orchestrator.records import provenance
 from orchestrator.records.driving import driving
 from orchestrator.records.ledger import Launch, Ledger, new_id
@@ -85,7 +85,7 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
             raise
         beside.stop()
     winner = None if ended.winner is None else ended.winner.run.trial
-    sent = beside.finish(ended.state, FINISH_S if ended.why is None else SOON_S, winner, ended.why)
+    sent = beside.finish(ended.state, FINISH_S if ended.why is None else SOON_S, winner, ended.error or ended.why)
     done = outcome(ledger, launch, plan, ended, sent, time.time() - began, again)
     ledger.close()
     return done
@@ -179,9 +179,12 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
 
     why: str | None = None
     error: str | None = None
+    grace_s = GRACE_S
     executor = make_executor(plan, asked.experiment.scaling)  # before the search: its workers start while that is made
     try:
         begun = resuming.begin(command, asked, plan, ledger, launch.id)
+        if plan.executor != "inline":
+            warm_up(asked.family.task)
         drive(executor, begun.judge, Trials(asked, plan, launch).make, append, begun.under_way)
         if (full := begun.judge.meter.full()) is not None:
             warnings.warn(f"the budget is used up: {full}", Note, stacklevel=1)
@@ -194,12 +197,16 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
         )
     except Lost as lost:
         why = error = str(lost)
+        if isinstance(lost, Taken):
+            grace_s = 0  # the checkpoints are another command's
     finally:
-        executor.close(GRACE_S)
+        executor.close(grace_s)
     results = ledger.results(launch.id, destination())
     state = "interrupted" if why is not None else "failed" if all(r.state == "failed" for r in results) else "finished"
+    if state == "failed":
+        error = failure(results)
     winner = conclude(home(), ledger, launch, asked.experiment, asked.prepared, state, results, error)
-    return Ended(state, winner, why)
+    return Ended(state, winner, why, error)
 
 
 def make_executor(plan: Plan, scaling: ScalingConfig) -> Executor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,17 +52,23 @@ class Outcome:
     def raise_if_all_failed(self) -> None:
         """Raises Failed if no run of the launch came to an end."""
         if self.state == "failed":
-            errors = list(dict.fromkeys(r.error for r in self.results if r.error))
-            raise Failed(errors[0] if len(self.results) == 1 and errors else f"every trial failed: {'; '.join(errors[:3])}")
+            raise Failed(failure(self.results))
+
+
+def failure(results: Sequence[TrialResult]) -> str:
+    """What is said of a launch of which every run failed."""
+    errors = list(dict.fromkeys(r.error for r in results if r.error))
+    return errors[0] if len(results) == 1 and errors else f"every trial failed: {'; '.join(errors[:3])}"
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the driving of a launch ended, before MLflow has everything."""
+    """How the driving of a launch ended, before MLflow has everything. `error`: what is wrong, if something is."""
 
     state: str
     winner: Winner | None
     why: str | None
+    error: str | None
 
 
 def outcome(ledger: Ledger, launch: Launch, plan: Plan, ended: Ended, sent: tuple[int, str | None], wall_s: float, again: str) -> Outcome:

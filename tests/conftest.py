@@ -25,6 +25,7 @@ from pipelines.prepare import Prepared, prepare
 from pipelines.raw import Raw, image_column
 from pipelines.schema import Column
 from pipelines.splits import SplitConfig
+from tests.receiver import receiver as receiver
 
 for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_DISABLE_TELEMETRY": "true", "GIT_PYTHON_REFRESH": "quiet"}.items():
     os.environ.setdefault(name, value)  # MLflow reads them when it is imported

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.family import Batch, Family, Outputs
 from models.metrics import Metric
 from orchestrator.deployment.bundle import Bundle
-from orchestrator.deployment.figures import Figures, figures_of
+from orchestrator.deployment.figures import Figures, kind_of
 from orchestrator.training.evaluation import Evaluation, Totals
 from pipelines.batches import Part
 from pipelines.encode import Encoder
@@ -48,7 +48,8 @@ def score(bundle: Bundle, prepared: Prepared, metric: str, part: str = "test", f
     rows = Streamed.of(prepared, part, bundle.encoder)
     if bundle.about.get("fingerprint") != prepared.fingerprint:
         bundle.family.bind(prepared.seen_by(bundle.encoder))
-    drawn = figures_of(bundle.family) if figures is not None else None
+    kind = kind_of(bundle.family.task) if figures is not None else None
+    drawn = kind(bundle.family) if kind is not None else None
     scored = _score(bundle.family, bundle.encoder, rows, metric.removeprefix("val_"), part, drawn)
     if drawn is not None and figures is not None:
         drawn.write(figures, scored.scores, part)

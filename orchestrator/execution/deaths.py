@@ -5,22 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-MAX_RESTARTS = 3  # of a trial whose worker died; a node that is taken away with notice doesn't count
+MAX_RESTARTS = 3  # of a trial whose worker died, without an epoch more between; a node that is taken away with notice doesn't count
 
 Cause = Literal["died", "memory", "moved"]
 
 
 @dataclass(frozen=True)
 class Past:
-    """How often a trial's worker died so far: of whatever, and of these for want of memory."""
+    """How often a trial's worker died: of whatever since `epoch`, the last one that it ended, and for want of memory so far."""
 
     deaths: int = 0
     memory: int = 0
+    epoch: int = 0
 
     @property
     def alone(self) -> bool:
         """Whether it may only go on with nothing beside it on its node."""
         return self.memory > 0
+
+    def after(self, epoch: int) -> Past:
+        """The past of a trial that has ended an epoch: one that gets on, if slowly, isn't given up."""
+        return replace(self, deaths=0, epoch=epoch) if epoch > self.epoch else self
 
 
 @dataclass(frozen=True)

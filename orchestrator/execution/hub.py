@@ -200,6 +200,7 @@ class Hub:
         if found.work is None or found.work.job.trial != event.trial:
             return self._stopped if isinstance(event, EpochEnded) else None
         if isinstance(event, EpochEnded):
+            found.work.past = found.work.past.after(event.epoch)
             found.work.asked = asyncio.get_running_loop().create_future()
             self._tell(found.work.slot, event)
             return await self.answer(gang, wait_s)

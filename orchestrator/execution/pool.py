@@ -155,7 +155,7 @@ class Pool:
             return self._died(of, error)
         if kind == "up":
             of.about, self._failed_starts = said, 0
-            self.oom_kills.setdefault(said.node, said.oom_kills)
+            self.oom_kills[said.node] = said.oom_kills  # what was before is another's, or was judged
         return self._event(of, said) if kind == "event" else []
 
     def _event(self, actor: Actor, event: EpochEnded | RunEnded) -> list[SlotEvent]:
@@ -163,7 +163,7 @@ class Pool:
         assert work is not None
         self.stall.progress()
         if isinstance(event, EpochEnded):
-            work.asks = True
+            work.asks, work.past = True, work.past.after(event.epoch)
             return [(work.slot, event)]
         actor.work = None
         if event.state == "interrupted" and event.error is None and work.moving:

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.training.trial import Job
 
-OOM_COUNTERS = ("/proc/vmstat", "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat", "/sys/fs/cgroup/memory/memory.oom_control")  # cgroup v2, machine, v1
 PROBE_S = 20.0  # for a look at the node of a process that died
 
 
@@ -79,9 +79,9 @@ def about() -> About:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel of this machine, or of this container, ended for want of memory."""
+    """How many processes the kernel ended for want of memory: of this container, or of this machine where that isn't counted apart."""
     found = 0
-    for path in OOM_COUNTERS:
+    for path in OOM_COUNTERS[:1] if Path(OOM_COUNTERS[0]).exists() else OOM_COUNTERS[1:]:
         with contextlib.suppress(OSError, ValueError, IndexError):
             found += sum(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith("oom_kill "))
     return found

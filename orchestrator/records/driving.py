@@ -63,7 +63,7 @@ class Activity:
 
 def ended_ms(run: RecordedRun) -> int:
     """When a run ended, as far as it is recorded."""
-    return run.started_ms + int(run.result.wall_s * 1000)
+    return max(run.started_ms + int(run.result.wall_s * 1000), run.ended_ms or 0)
 
 
 def active(home: Path, ledger: Ledger | None, runs: Sequence[RecordedRun]) -> dict[str, Activity]:

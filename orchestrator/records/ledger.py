@@ -64,6 +64,8 @@ class Entry:
     at_ms: int
 
 
+_OF_A_LAUNCH = {"launches": "id", "entries": "launch", "identities": "launch", "sent": "launch"}  # the column that names it
+_TAKEN = "select launch from entries where kind = 'taken'"  # by another command, that went on from the copy: see records.mirror
 ALL = -1  # SQLite's word for no limit
 
 
@@ -184,8 +186,16 @@ class Ledger:
     def forget(self, launch: str) -> None:
         """Forget a launch, all of whose runs were removed for good."""
         with self._transaction() as db:
-            for table, column in {"launches": "id", "entries": "launch", "identities": "launch", "sent": "launch"}.items():
+            for table, column in _OF_A_LAUNCH.items():
                 db.execute(f"delete from {table} where {column} = ?", (launch,))
+
+    def keep_only(self, launch: str) -> None:
+        """Forget every other launch, in a copy that is to be one file, and no larger than it must."""
+        with self._transaction() as db:
+            for table, column in _OF_A_LAUNCH.items():
+                db.execute(f"delete from {table} where {column} != ?", (launch,))
+        self._db.execute("vacuum")
+        self._db.execute("pragma journal_mode = delete")
 
     # what MLflow has ---------------------------------------------------------------------------------------------------------
 
@@ -220,18 +230,20 @@ class Ledger:
             db.execute("delete from identities where destination = ?", (shown(destination),))
 
     def unsent(self, destination: str) -> list[str]:
-        """The launches of which the destination hasn't got everything yet, oldest first."""
+        """The launches of which the destination hasn't got everything yet, oldest first; those that were taken are another's to send."""
         mark = "coalesce((select seq from sent where destination = ? and launch = id), 0)"
         rows = self._db.execute(
-            f"select id from launches where exists (select 1 from entries where launch = id and seq > {mark}) order by at_ms, id",
+            f"select id from launches where exists (select 1 from entries where launch = id and seq > {mark}) and id not in ({_TAKEN}) "
+            "order by at_ms, id",
             (shown(destination),),
         )
         return [row[0] for row in rows]
 
     def left(self, destination: str) -> int:
-        """How many entries the destination hasn't got yet."""
+        """How many entries the destination hasn't got yet, of unsent()."""
         mark = "coalesce((select seq from sent where destination = ? and launch = entries.launch), 0)"
-        return int(self._db.execute(f"select count(*) from entries where seq > {mark}", (shown(destination),)).fetchone()[0])
+        query = f"select count(*) from entries where seq > {mark} and launch not in ({_TAKEN})"
+        return int(self._db.execute(query, (shown(destination),)).fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import Failed, Refused
+from orchestrator.errors import Failed, OrchestratorError, Refused
 from orchestrator.records.ledger import ALL, Ledger
 from orchestrator.storage import StorageError, below, delete, names, put_new, read_file, write_file
 
@@ -34,13 +34,15 @@ def mirror_of(storage: str, experiment: str, command: str) -> str:
 
 
 def mirror(ledger: Path, uri: str, launch: str) -> None:
-    """Copy a ledger to `<uri>/<launch>.sqlite`, atomically. Raises Failed, with what is there left as it is."""
+    """Copy what a ledger has of a launch to `<uri>/<launch>.sqlite`, atomically. Raises Failed, with what is there left as it is."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / NAME
             _back_up(ledger, copy)
+            with contextlib.closing(Ledger(Path(folder))) as copied:
+                copied.keep_only(launch)
             write_file(uri, _copy_of(launch), copy.read_bytes())
-    except (OSError, sqlite3.Error, StorageError) as error:
+    except (OSError, sqlite3.Error, OrchestratorError) as error:
         raise _cant_be(uri, error) from None
 
 
@@ -114,7 +116,7 @@ class Mirror:
         self.problem: str | None = None
         self.taken: str | None = None
         self._own = f"{secrets.token_hex(8)} {socket.gethostname()}".encode()
-        self._claimed = False
+        self._claimed, self._lock = False, threading.Lock()
         self._ledger, self._uri, self._launch, self._every_s = folder / NAME, uri, launch, every_s
         self._asked, self._ended = threading.Event(), threading.Event()
         self._seen: Any = None
@@ -152,28 +154,33 @@ class Mirror:
 
     def _once(self) -> None:
         try:
-            if self._is_taken():
+            if self.look():
                 return
             state = _state(self._ledger)
             if state != self._seen:
                 mirror(self._ledger, self._uri, self._launch)
                 self._seen = state
             self.problem = None
-        except (Failed, OSError) as error:
+        except (OrchestratorError, OSError) as error:
             self.problem = str(error)
 
-    def _is_taken(self) -> bool:
-        """Whether another command drives the launch by now; this one does from its first copy on."""
+    def look(self) -> bool:
+        """Whether another command drives the launch by now; this one does from its first copy on. Raises Failed if it can't be told."""
+        with self._lock:
+            if self.taken is None and (driver := self._driver()) != self._own:
+                self.taken = driver.decode(errors="replace").partition(" ")[2]
+                with contextlib.closing(Ledger(self._ledger.parent)) as ledger:
+                    ledger.note(self._launch, None, "taken", {"by": self.taken})
+        return self.taken is not None
+
+    def _driver(self) -> bytes:
         try:
             if not self._claimed:
                 write_file(self._uri, _driver_of(self._launch), self._own)
                 self._claimed = True
-            driver = read_file(self._uri, _driver_of(self._launch))
+            return read_file(self._uri, _driver_of(self._launch)) or self._own
         except StorageError as error:
             raise _cant_be(self._uri, error) from None
-        if driver is not None and driver != self._own:
-            self.taken = driver.decode(errors="replace").partition(" ")[2]
-        return self.taken is not None
 
 
 def _state(ledger: Path) -> list[tuple[int, int]]:
@@ -187,12 +194,11 @@ def _state(ledger: Path) -> list[tuple[int, int]]:
 
 
 def _back_up(ledger: Path, copy: Path) -> None:
-    """One state of a database, as one file without a write-ahead log; taken at once, which keeps no writer waiting (WAL)."""
+    """One state of a database, taken at once, which keeps no writer waiting (WAL)."""
     if not ledger.exists():
         raise FileNotFoundError(f"no file '{ledger}'")
     with contextlib.closing(sqlite3.connect(ledger, timeout=30)) as source, contextlib.closing(sqlite3.connect(copy)) as target:
         source.backup(target)
-        target.execute("pragma journal_mode = delete")
 
 
 def _check(path: Path) -> None:

@@ -61,12 +61,17 @@ def going(
 
 
 def _top(runs: Sequence[RecordedRun], count: int | None) -> Collection[str]:
-    """The best runs by the newest one's metric, as `runs` ranks them; those that came to an end, which alone can be promoted."""
+    """The best runs by the newest one's metric, as `runs` ranks them, and the best on the newest one's data, of which `promote` takes one.
+
+    Of those that came to an end, which alone can be promoted.
+    """
     newest = max(runs, key=lambda run: run.started_ms, default=None)
     if newest is None or count is None:
         return ()
-    done = [run.result for run in runs if run.result.state in DONE and run.result.best and newest.metric in run.result.best.metrics]
-    return [str(result.run_id) for result in best_first(done, newest.metric, newest.mode)[:count]]
+    done = [run for run in runs if run.result.state in DONE and run.result.best and newest.metric in run.result.best.metrics]
+    of_now = [run for run in done if run.fingerprint == newest.fingerprint]
+    ranked = [best_first([run.result for run in some], newest.metric, newest.mode)[:count] for some in (done, of_now)]
+    return {str(result.run_id) for best in ranked for result in best}
 
 
 def _holds(activity: Activity | None, limit: int | None) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ class Writer:
     """
 
     def __init__(self, uri: str, number: int = 0) -> None:
-        self.uri, self.number = uri, number
+        self.uri, self.number, self._first = uri, number, True
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: StorageError | None = None
@@ -144,9 +145,12 @@ class Writer:
     def _start(self, copied: Any) -> None:
         def work() -> None:
             try:
+                if self._first:
+                    self._prune(lambda number: number > self.number)
+                    self._first = False
                 write_file(self.uri, name_of(self.number + 1), pieces(copied))
                 self.number += 1
-                self._prune()
+                self._prune(lambda number: number <= self.number - KEPT)
             except Exception as error:  # said by the next save: a thread's own exception is seen by nobody
                 known = isinstance(error, StorageError)
                 says = f"can't write '{below(self.uri, name_of(self.number + 1))}': {error}"
@@ -155,13 +159,16 @@ class Writer:
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()
 
-    def _prune(self) -> None:
-        """Delete all but this generation and the one before. What can't be listed or deleted is left."""
+    def _prune(self, goes: Callable[[int], bool]) -> None:
+        """Delete generations; before the first is written also what processes left that were killed. What can't be listed is left.
+
+        What is newer later on is somebody else's: of a driver that goes on with the run elsewhere, and has given up this one for dead.
+        """
         try:
             there = names(self.uri)
         except StorageError:
             return
-        kept = {name_of(self.number - place) for place in range(KEPT)}
         for name in there:
-            if name not in kept and (NAME.fullmatch(name) or LEFT_OVER.fullmatch(name)):
+            found = NAME.fullmatch(name)
+            if goes(int(found[1])) if found else self._first and LEFT_OVER.fullmatch(name):
                 delete(self.uri, name)

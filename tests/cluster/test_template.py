@@ -197,8 +197,9 @@ def test_ray_takes_the_options_that_the_slurm_script_starts_it_with() -> None:
     from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
 
     text = render("slurm", NEEDS, VERSIONS, "job.sh").replace("\\\n", " ")
-    (line,) = [line for line in text.splitlines() if line.startswith("srun ray symmetric-run")]
+    (line,) = [line for line in text.splitlines() if line.startswith("srun --cpus-per-task=")]
     words = shlex.split(line)
+    assert words[1] == "--cpus-per-task=$SLURM_CPUS_PER_TASK"
     options = words[words.index("symmetric-run") + 1 : words.index("--")]
     started = curate_and_validate_ray_start_args(["16" if word == "$SLURM_CPUS_PER_TASK" else word for word in options])
     assert "--num-gpus=4" in started

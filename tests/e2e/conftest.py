@@ -31,7 +31,7 @@ DATA = Path(os.environ.get("ORCHESTRATOR_TEST_DATA", PROJECT.parent / "shared" /
 EXPERIMENT = "configs/digits-cnn.yaml"
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in its background, and the commands would inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
-READ_AT_USE = ("MLFLOW_TRACKING_", "AWS_", "RAY_ADDRESS", "RAY_AUTH_", "HOME")
+READ_AT_USE = ("MLFLOW_TRACKING_", "AWS_", "ORCHESTRATOR_")
 SHORT = ("sweep.trials=3", "training.epochs=2")
 
 

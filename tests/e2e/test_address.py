@@ -13,7 +13,7 @@ import pytest
 from tests.e2e.conftest import EXPERIMENT, PROJECT, open_shell
 from tests.e2e.nodes import Nodes, cluster
 
-pytestmark = pytest.mark.long  # the Ray Client gives up a connection after 30 s, which a busy machine exceeds
+pytestmark = pytest.mark.alone  # the Ray Client gives up a connection after 30 s, which a busy machine exceeds
 GREET = """
 import sys
 import orchestrator

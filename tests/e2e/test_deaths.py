@@ -187,14 +187,13 @@ def test_a_trial_that_the_kernel_kills_for_want_of_memory_gets_one_retry_and_has
     one_had_no_memory(shell)
 
 
-@pytest.mark.long
 def test_a_gang_that_the_kernel_kills_for_want_of_memory_gets_one_retry_and_has_failed_with_that_word(shell: Shell, group: None) -> None:
     greedy(shell)
     failed = shell.run("train", "hungry.yaml", "model.dropout=0.4", "scaling.workers=2", "--json", code=1).json
     assert failed["error"].startswith(NO_MEMORY)
 
 
-@pytest.mark.long
+@pytest.mark.alone
 def test_a_trial_that_ray_kills_for_want_of_memory_gets_one_retry_and_has_failed_and_the_others_go_on(shell: Shell) -> None:
     total, free = memory()["MemTotal"], memory()["MemAvailable"]
     if free < 14e9:

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from orchestrator.records.tracking import make_store
 from tests.e2e.conftest import EXPERIMENT, Said, Shell, Started, epochs_in_ledger, wait_for
+from tests.e2e.test_resume import check_complete, recorded
 
 pytestmark = pytest.mark.slow
 SMALL = ("model.channels=[4]", "model.pool_after=[1]", "model.norm=none", "training.batch_size=256")
@@ -146,3 +147,33 @@ def test_a_full_disk_under_the_checkpoints_keeps_the_last_one_and_with_room_the_
     assert (done.json["state"], done.json["epochs"]) == ("finished", EPOCHS)
     assert "damaged" not in done.err
     assert epochs(shell.folder) == in_mlflow(shell, done) == list(range(1, EPOCHS + 1))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("sweep.trials=2", "sweep.scheduler=none"), id="two at a time"),
+        pytest.param(("sweep.trials=1", "scaling.workers=2"), id="two workers"),
+    ],
+)
+def test_a_full_disk_under_the_checkpoints_ends_a_sweep_resumable(
+    shell: Shell, begin: Begin, disk: MakeDisk, words: tuple[str, ...]
+) -> None:
+    small = disk(shell.folder / "checkpoints", 4)
+    words = ("sweep", EXPERIMENT, *SMALL, f"training.epochs={EPOCHS}", "storage.path=checkpoints", *words)
+    sweep = begin(*words, "--json")
+    wait_for("epochs", lambda: epochs_in_ledger(shell.folder) >= 3 or sweep.process.poll() is not None, BOUND_S)
+    small.fill()
+    said = sweep.finish(BOUND_S)
+    assert (said.code, said.json["state"]) == (130, "interrupted")
+    [error] = said.errors
+    assert "No space left on device" in error
+    assert "--resume" in error
+    before = recorded(shell)
+    small.grow()
+    done = shell.run(*words, "--json", "--resume", timeout_s=BOUND_S)
+    check_complete(shell, done.json, len(done.json["trials"]))
+    assert {trial["epochs"] for trial in done.json["trials"]} == {EPOCHS}
+    after = recorded(shell)
+    assert all(after[trial][: len(epochs)] == epochs for trial, epochs in before.items()), "what was recorded was recorded again"
+    assert "damaged" not in done.err

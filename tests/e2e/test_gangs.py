@@ -68,7 +68,6 @@ def test_a_sweep_of_gangs_goes_on_after_the_deaths_of_its_driver_and_of_its_hub(
     assert [(file["rank"], "made" in file["lines"]) for file in files] == [(0, True), (1, True)]
 
 
-@pytest.mark.long
 def test_a_gang_moves_from_a_node_that_leaves_with_notice(shell: Shell, begin: Begin) -> None:
     with cluster(nodes=2) as nodes:
         run = begun(nodes, shell, begin)
@@ -83,7 +82,6 @@ def test_a_gang_moves_from_a_node_that_leaves_with_notice(shell: Shell, begin: B
     assert epochs_of(shell, said.json) == list(range(1, said.json["epochs"] + 1))
 
 
-@pytest.mark.long
 def test_a_head_that_dies_ends_a_run_of_a_gang_resumable_and_it_says_how(shell: Shell, begin: Begin) -> None:
     with cluster(nodes=2) as nodes:
         run = begun(nodes, shell, begin)
@@ -95,7 +93,6 @@ def test_a_head_that_dies_ends_a_run_of_a_gang_resumable_and_it_says_how(shell: 
     assert " --resume " in said.errors[0]
 
 
-@pytest.mark.long
 def test_elastic_gangs_that_lose_a_node_share_what_is_left_and_every_trial_ends(shell: Shell, begin: Begin) -> None:
     with cluster(nodes=2, cpus=2) as nodes:
         shell.env |= nodes.env

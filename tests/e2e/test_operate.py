@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import EXPERIMENT, Here, Shell, Typed, open_shell, wait_for
+from tests.receiver import Receiver
 
 pytestmark = pytest.mark.slow
 OWN = '''
@@ -172,3 +174,31 @@ def test_a_sweep_whose_best_run_was_removed_can_be_extended_and_has_another_best
 def test_gc_without_a_policy_is_refused_with_the_two_forms(typed: Typed, tmp_path: Path) -> None:
     said = typed("gc", "talks", folder=tmp_path)
     assert (said.code, said.errors[0].startswith("error: give --keep top:3 ")) == (2, True)
+
+
+BROKEN = """
+from models.cnn import CNN
+
+
+class Net(CNN):
+    def forward(self, batch):
+        raise ValueError("a broken network")
+"""
+
+
+def test_who_asked_for_it_is_told_of_the_best_and_of_the_end_with_a_signature(shell: Shell, receiver: Receiver) -> None:
+    shell.env["ORCHESTRATOR_NOTIFY_SECRET"] = "a secret of both"
+    told = f"notify={{url: {receiver.url}, on: [best, finished, failed]}}"
+    shell.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=2", "sweep.executor=inline", told)
+    *best, finished = receiver.messages
+    assert {message["event"] for message in best} == {"best"}
+    values = [message["value"] for message in best]
+    assert values == sorted(set(values)), "each is better than the one before"
+    assert (finished["event"], finished["experiment"], finished["value"]) == ("finished", "digits-cnn", values[-1])
+    signed = [f"sha256={hmac.new(b'a secret of both', body, 'sha256').hexdigest()}" for body in receiver.bodies]
+    assert receiver.signatures == signed
+    (shell.folder / "broken.py").write_text(BROKEN)
+    (shell.folder / "broken.yaml").write_text((shell.folder / EXPERIMENT).read_text().replace("family: cnn", "class: broken:Net"))
+    shell.run("train", "broken.yaml", told, code=1)
+    assert receiver.messages[-1]["event"] == "failed"
+    assert "a broken network" in receiver.messages[-1]["error"]

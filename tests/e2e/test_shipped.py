@@ -38,7 +38,6 @@ def test_two_workers_on_this_machine_end_with_the_weights_of_one(shell: Shell) -
     assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
 
 
-@pytest.mark.long
 def test_two_gangs_train_at_once_where_half_a_cpu_a_worker_is_enough(shell: Shell) -> None:
     swept = shell.run(
         "sweep", EXPERIMENT, "scaling={workers: 2, cpus_per_worker: 0.5}", "sweep.trials=4", "sweep.scheduler=none", "training.epochs=2",

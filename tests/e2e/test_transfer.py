@@ -69,7 +69,6 @@ def test_a_sweep_may_search_whether_to_start_from_it_and_how_to_augment(promoted
     assert shell.run("promote", "searched", "registry.require={}", "--json").json["decision"] == "promoted"
 
 
-@pytest.mark.long
 def test_two_workers_start_from_it_with_frozen_parts_and_augmented_images(promoted: tuple[Shell, Any]) -> None:
     shell, _ = promoted
     more = ("scaling.workers=2", "model.freeze=[features]", "training.augment={shift: 0.1, rotate: 10}", "training.epochs=1", "--json")

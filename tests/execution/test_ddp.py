@@ -100,7 +100,7 @@ class TestGangs(ExecutorContract):
         assert same(one["training"]["model"], two["training"]["model"])
         assert same(one["weights"], two["weights"])
 
-    @pytest.mark.parametrize("number", [pytest.param(0, marks=pytest.mark.long), 1])
+    @pytest.mark.parametrize("number", [0, 1])
     def test_a_rank_that_hangs_is_found_named_and_ended_and_its_trial_goes_on(self, executor: Gangs, job: MakeJob, number: int) -> None:
         stopped: list[Rank] = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.execution.deaths import Past, judge
+from orchestrator.execution.deaths import MAX_RESTARTS, Past, judge
 from orchestrator.execution.placement import Seat, Wants, assign
 
 
@@ -56,3 +56,16 @@ A, B = "a", "b"
 )
 def test_free_workers_take_what_waits(waiting: list[Wants], seats: list[Seat], leaving: list[str], made: list[tuple[int, int]]) -> None:
     assert assign(waiting, seats, leaving) == made
+
+
+def test_a_trial_that_gets_on_between_is_not_given_up_and_one_that_dies_at_the_same_epoch_is() -> None:
+    past = Past()
+    for epoch in range(1, 10):
+        past = judge(past.after(epoch), "died", "SIGKILL").past
+        assert past.deaths == 1
+    for _ in range(MAX_RESTARTS - 1):
+        sentence = judge(past.after(9), "died", "SIGKILL")
+        assert sentence.error is None
+        past = sentence.past
+    assert judge(past.after(9), "died", "SIGKILL").error == f"its worker died {MAX_RESTARTS + 1} times: SIGKILL"
+    assert judge(Past(memory=1).after(1), "memory", "").error is not None, "two are too many, whatever was between"

@@ -92,6 +92,21 @@ def test_a_launch_of_the_same_name_from_another_folder_leaves_the_copies_of_the_
     assert mirrored(uri) == [LATER.id]
 
 
+def test_a_copy_holds_its_launch_and_no_other_of_the_folder(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "here")
+    for launch in (LAUNCH, LATER):
+        ledger.launch(launch)
+    ledger.note(LATER.id, None, "closed", {"note": "long " * 100_000})
+    ledger.identify("http://mlflow", LAUNCH.id, {None: "r"})
+    mirror(ledger.path, str(tmp_path / "shared"), LAUNCH.id)
+    assert (tmp_path / "shared" / COPY).stat().st_size < 100_000
+    restore(str(tmp_path / "shared"), tmp_path / "there", LAUNCH.id)
+    there = Ledger(tmp_path / "there")
+    assert (there.launches(), there.unsent("http://mlflow")) == ([LAUNCH.id], [LAUNCH.id])
+    assert there.entries() == ledger.entries(LAUNCH.id)
+    assert there.identities("http://mlflow", LAUNCH.id) == {None: "r"}
+
+
 def test_a_ledger_that_is_there_is_never_replaced_by_the_mirror(tmp_path: Path) -> None:
     old = Ledger(tmp_path / "old")
     mirror(old.path, str(tmp_path / "shared"), LAUNCH.id)

@@ -26,11 +26,14 @@ def run(
     kind: str = "trial",
     wall_s: float = 0,
     metric: str = "val_accuracy",
+    data: str = "f",
+    ended_days: float | None = None,
 ) -> RecordedRun:
     """A run that began so many days ago; its id is like `a/0`."""
     best = None if score is None else Best(1, {"val_loss": 1.0, metric: score})
     result = TrialResult(trial, f"{launch}/{'parent' if trial is None else trial}", state, None, {}, 1, best, None, wall_s)
-    return RecordedRun(result, kind, launch, "f", metric, "max", int(NOW - days * DAY), {}, {}, None, {})
+    ended_ms = None if ended_days is None else int(NOW - ended_days * DAY)
+    return RecordedRun(result, kind, launch, data, metric, "max", int(NOW - days * DAY), {}, {}, None, {}, ended_ms)
 
 
 SWEEP = [
@@ -118,3 +121,13 @@ def test_a_launch_under_way_is_never_touched_and_one_that_can_be_resumed_only_wh
 
 def test_nothing_recorded_is_nothing_to_remove() -> None:
     assert going([], Policy(3, None), {}, {}, NOW) == ([], {})
+
+
+def test_of_a_run_that_was_resumed_later_the_last_end_counts() -> None:
+    runs = [run("a", 0, 0.5, days=4, wall_s=3600, ended_days=0.1), run("a", 1, 0.6, days=4, wall_s=3600, ended_days=3.9)]
+    assert gone(runs, Policy(None, DAY)) == ["a/1"]
+
+
+def test_of_the_newest_data_the_best_stay_too_since_one_of_them_is_promoted() -> None:
+    runs = [run("a", 0, 0.99, days=4, data="old"), run("a", 1, 0.98, days=4, data="old"), run("b", 0, 0.97), run("b", 1, 0.96)]
+    assert gone(runs, Policy(1, None)) == ["a/1", "b/1"]

@@ -53,6 +53,18 @@ def test_the_newest_two_are_kept_and_the_newest_is_loaded(place: tuple[str, Path
     assert load(uri) == {"epoch": 11}
 
 
+def test_what_another_driver_writes_meanwhile_stays(place: tuple[str, Path]) -> None:
+    """Of two that write one run, the one that was given up for dead writes its last state late."""
+    uri, folder = place
+    late = write(uri, 1, 2)
+    write(uri, 3, 4, 5, after=2)
+    (folder / ".checkpoint-6.safetensors.abcd").touch()  # the other one's, half written
+    late.save({"epoch": 3})
+    late.flush()
+    assert files(folder) == [".checkpoint-6.safetensors.abcd", *(f"checkpoint-{number}.safetensors" for number in (3, 4, 5))]
+    assert load(uri) == {"epoch": 5}
+
+
 def test_where_nothing_was_written_there_is_nothing_to_say(place: tuple[str, Path]) -> None:
     assert newest(place[0]) == Found(None, 0, ())
     write(place[0], 1)

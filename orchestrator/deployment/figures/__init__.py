@@ -28,11 +28,11 @@ class Figures(Protocol):
         ...
 
 
-def figures_of(family: Family) -> Figures | None:
-    """The figures of a family's task; None for a task that has none."""
-    path = FIGURES.get(family.task)
+def kind_of(task: str) -> type[Figures] | None:
+    """The figures of a task; None for a task that has none. What draws and counts them is imported here, which takes seconds."""
+    path = FIGURES.get(task)
     if path is None:
         return None
     module, _, name = path.partition(":")
-    made: Figures = getattr(importlib.import_module(module), name)(family)
-    return made
+    kind: type[Figures] = getattr(importlib.import_module(module), name)
+    return kind

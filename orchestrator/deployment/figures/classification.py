@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassPrecisionRecallCurve, MulticlassROC
 
 from models.family import Batch, Family, Outputs
 from orchestrator.deployment.figures import draw
@@ -21,8 +22,6 @@ class Classification:
     """Counts of predictions against labels."""
 
     def __init__(self, family: Family) -> None:
-        from torchmetrics.classification import MulticlassConfusionMatrix, MulticlassPrecisionRecallCurve, MulticlassROC
-
         self.family, self.classes = family, list(family.schema.classes)
         count = len(self.classes)
         self.confusion = MulticlassConfusionMatrix(num_classes=count)

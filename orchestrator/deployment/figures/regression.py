@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
 
 from models.family import Batch, Family, Outputs
 from orchestrator.deployment.figures import draw
@@ -17,8 +18,6 @@ class Regression:
     """Predictions beside their targets."""
 
     def __init__(self, family: Family) -> None:
-        from torchmetrics import MeanAbsoluteError, MeanSquaredError, MetricCollection, R2Score
-
         self.family = family
         self.totals = MetricCollection({"r2": R2Score(), "mse": MeanSquaredError(), "mae": MeanAbsoluteError()})
         self.sample = Sample(MOST_POINTS)

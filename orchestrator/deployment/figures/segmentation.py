@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from models.family import Batch, Family, Outputs
 from orchestrator.deployment.figures import draw
@@ -18,8 +19,6 @@ class Segmentation:
     """Pixels of each class, and some images."""
 
     def __init__(self, family: Family) -> None:
-        from torchmetrics.classification import MulticlassConfusionMatrix
-
         self.family, self.classes = family, list(family.schema.classes)
         self.counts = MulticlassConfusionMatrix(num_classes=len(self.classes))
         self.sample = Sample(EXAMPLES)

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -25,23 +25,18 @@ SWITCH_S = 0.0005  # Python's default, ten times as long, is what each commit an
 
 
 class BackgroundSender:
-    """Sends while a command runs, in a thread of low priority; tries again when MLflow doesn't answer."""
+    """Sends while a command runs, in a thread of low priority; tries again when MLflow doesn't answer. `before` is called each time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, before: Callable[[], object] = lambda: None) -> None:
+        self.folder, self.before = folder, before
         self.problem: str | None = None
-        self._stop, self._heard_at, self._given_up = threading.Event(), time.monotonic(), False
+        self._stop, self._heard_at = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Send what is there, then end."""
         self._stop.set()
-
-    def give_up(self) -> None:
-        """Send nothing more: it is another command's to send."""
-        self._given_up = True
-        self.stop()
 
     def finish(self, patience_s: float) -> int:
         """Send the rest, or give up after so many seconds without an answer; how many entries are left."""
@@ -69,10 +64,11 @@ class BackgroundSender:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)  # Linux: of this thread
         ledger, sender, wait_s = None, None, POLL_S
         try:
-            while not self._given_up:
+            while True:
                 stopping = self._stop.is_set()
                 try:
                     with sending_lock(self.folder, LAST_WAIT_S if stopping else 0):
+                        self.before()
                         ledger = ledger or Ledger(self.folder)
                         sender = sender or Sender(ledger, self._heard)
                         sender.send()

@@ -29,6 +29,7 @@ class RecordedRun:
     params: dict[str, str]
     model_id: str | None
     tags: dict[str, str]
+    ended_ms: int | None = None  # when it ended last; a resumed run took longer than its `wall_s`
 
     def about(self, name: str) -> dict[str, Any]:
         """What was recorded of the data: `baseline`, `optimum`; empty where nothing was."""
@@ -92,7 +93,7 @@ def _recorded(run: Any) -> RecordedRun:
     )
     return RecordedRun(
         result, tag("kind"), tag("launch"), tag("fingerprint"), tag("metric"), tag("mode"), run.info.start_time,
-        dict(run.data.metrics), dict(run.data.params), tags.get("orchestrator.model_id"), dict(tags),
+        dict(run.data.metrics), dict(run.data.params), tags.get("orchestrator.model_id"), dict(tags), run.info.end_time,
     )  # fmt: skip
 
 
