@@ -61,6 +61,7 @@ class RunEnded:
     nodes: tuple[str, ...] = ()
     alone: bool = False  # one rank of several failed by itself: the others may be waiting for it
     notes: tuple[str, ...] = ()  # what to know of it, a sentence each: a damaged checkpoint, another number of workers
+    best: dict[str, Any] | None = None  # epoch and metrics of the weights that are kept, where it came to an end of its own
     format: int = FORMAT
 
 
@@ -125,6 +126,8 @@ def summarise(events: Iterable[Event], metric: str, mode: str) -> TrialResult:
                 best = Best(event.epoch, event.metrics)
         else:
             ended, wall_s = event, wall_s + event.wall_s
+            if event.best is not None:  # epochs that were trained again, on a GPU or by fewer ranks, may have other scores than they had
+                best = Best(**event.best)
     assert started is not None
     state: State = ended.state if ended else "running"
     return TrialResult(

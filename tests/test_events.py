@@ -15,7 +15,7 @@ EVERY = [
     STARTED,
     RunResumed(3, 1500, {"executor": "pool"}),
     EpochEnded(3, 1, {"val_accuracy": 0.1 + 0.2, "val_loss": 1e-17}, 2000, False, "continue"),
-    RunEnded(3, "stopped", 3000, "asha", "a line", "/a/trace", 1.5, ("one", "two")),
+    RunEnded(3, "stopped", 3000, "asha", "a line", "/a/trace", 1.5, ("one", "two"), best={"epoch": 1, "metrics": {"val_loss": 1e-17}}),
 ]
 
 
@@ -54,6 +54,13 @@ def test_each_kind_has_a_name_of_its_own() -> None:
 )
 def test_better_is_strictly_better(value: float, than: float, mode: str, answer: bool) -> None:
     assert better(value, than, mode) is answer
+
+
+def test_the_weights_that_are_kept_have_the_score_that_they_earned_not_that_of_an_epoch_that_was_lost() -> None:
+    """Epoch 2 was recorded, lost with its worker, and trained again on a GPU: to another score."""
+    kept = {"epoch": 3, "metrics": {"score": 0.6}}
+    result = summarise([*epochs(0.5, 0.9, 0.6), RunEnded(3, "finished", 9, best=kept)], "score", "max")
+    assert (result.best, result.epochs) == (Best(3, {"score": 0.6}), 3)
 
 
 @pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 4)])

@@ -111,8 +111,8 @@ def run(job: Job, place: Place | None = None, stop: Callable[[], bool] = never) 
     finally:
         if place.device != "cpu":
             torch.cuda.empty_cache()
-    notes = () if trial is None else trial.kept.notes
-    yield RunEnded(job.trial, at_ms=_now_ms(), wall_s=time.time() - began, nodes=nodes, notes=notes, **end)
+    kept: dict[str, Any] = {} if trial is None else {"notes": trial.kept.notes, "best": trial.kept.best}
+    yield RunEnded(job.trial, at_ms=_now_ms(), wall_s=time.time() - began, nodes=nodes, **kept, **end)
 
 
 def _end_of(failure: Exception, job: Job, place: Place, trial: _Trial | None) -> dict[str, Any]:

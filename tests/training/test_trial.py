@@ -176,11 +176,12 @@ def test_the_best_weights_are_those_of_the_best_epoch_and_not_of_the_last(make_j
 
     monkeypatch.setattr(Training, "evaluate", evaluate)
     job = make_job("training.epochs=4", "sweep.metric=val_loss")
-    finish(job)
+    end = ended(finish(job))
     found = best_weights(job.checkpoints)
     assert found is not None
     record, kept = found
     assert (record["epoch"], record["metrics"]["val_loss"]) == (2, 1.0)
+    assert end.best == record
     assert equal(kept, after[1])
     assert not equal(kept, after[3])
     assert equal(weights(job), after[3])
