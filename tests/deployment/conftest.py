@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import orchestrator
+from orchestrator.records.tracking import make_store
 from orchestrator.results import Trained
 
 FILE = """
@@ -26,6 +27,7 @@ def made_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with `small.yaml` in it, the same one for every module: a store takes seconds to make."""
     made = tmp_path_factory.mktemp("working folder")
     (made / "small.yaml").write_text(FILE)
+    make_store(f"sqlite:///{made / 'mlflow.db'}")
     return made
 
 

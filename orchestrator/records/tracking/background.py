@@ -31,6 +31,7 @@ class BackgroundSender:
         self.folder, self.before = folder, before
         self.problem: str | None = None
         self._stop, self._heard_at = threading.Event(), time.monotonic()
+        self._ready_at: float | None = None  # when MLflow was imported, and its store there
         self._thread = threading.Thread(target=self._run, name="tracking", daemon=True)
         self._thread.start()
 
@@ -52,7 +53,8 @@ class BackgroundSender:
 
     def _until(self, began: float, patience_s: float) -> float:
         """Until when an end that began then waits, as far as MLflow has answered."""
-        return min(max(began, self._heard_at) + patience_s, began + AT_MOST * patience_s)
+        ready_at = self._ready_at or time.monotonic()
+        return min(max(began, self._heard_at) + patience_s, max(began, ready_at) + AT_MOST * patience_s)
 
     def _heard(self) -> None:
         self._heard_at = time.monotonic()
@@ -71,6 +73,7 @@ class BackgroundSender:
                         self.before()
                         ledger = ledger or Ledger(self.folder)
                         sender = sender or Sender(ledger, self._heard)
+                        self._ready_at = self._ready_at or time.monotonic()
                         sender.send()
                     self.problem, wait_s = None, POLL_S
                 except Exception as error:  # MLflow, its server, its database, a disk: said at the end, and tried again

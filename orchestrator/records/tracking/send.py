@@ -25,7 +25,7 @@ class Sender:
 
     def __init__(self, ledger: Ledger, heard: Callable[[], None] = lambda: None) -> None:
         self.ledger, self.destination, self.heard = ledger, destination(), heard
-        self.client = client()
+        self.client = client(heard)
         self.heard()
         self._experiments: dict[str, str] = {}
         self._launches: dict[str, Launch] = {}

@@ -9,7 +9,7 @@ import re
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from importlib import util
 from pathlib import Path
@@ -53,13 +53,18 @@ def quiet_mlflow() -> None:
     warnings.filterwarnings("ignore", module="mlflow")
 
 
-def client() -> Any:
-    """An MlflowClient on the destination; a sqlite store is made if there is none. Raises Refused for a store of another version."""
+def client(step: Callable[[], None] = lambda: None) -> Any:
+    """An MlflowClient on the destination; a sqlite store is made if there is none. Raises Refused for a store of another version.
+
+    `step` is called after each of its parts, which take seconds.
+    """
     check_store(destination())
     quiet_mlflow()
     from mlflow import MlflowClient
 
+    step()
     make_store(destination())
+    step()
     with said_by_mlflow():
         return MlflowClient(tracking_uri=destination(), registry_uri=os.environ.get("MLFLOW_REGISTRY_URI"))
 
