@@ -99,7 +99,9 @@ def test_epochs_that_were_trained_again_after_a_ledger_was_lost_are_there_once(
     assert runs()["sweep-1/0"].info.status == "FINISHED"
 
 
-def test_an_end_is_waited_for_as_long_as_mlflow_answers_up_to_twice_the_patience_from_when_it_was_there(record: Record, ledger: Ledger) -> None:
+def test_an_end_is_waited_for_as_long_as_mlflow_answers_up_to_twice_the_patience_from_when_it_was_there(
+    record: Record, ledger: Ledger
+) -> None:
     record()
     answers: list[None] = []
     tracking.Sender(ledger, lambda: answers.append(None)).send()
