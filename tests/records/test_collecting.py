@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -41,6 +43,9 @@ def sweep(begin: Record, ledger: Ledger) -> Sweep:
         ledger.note(launch.id, 0, "kept", {"bundle": str(bundle), "epoch": 2, "test": {"test_accuracy": 0.65}})
         if closed is not None:
             ledger.note(launch.id, None, "closed", {"state": closed, "tags": {"state": closed}, "metrics": {}, "note": ""})
+            with contextlib.closing(sqlite3.connect(ledger.path)) as db, db:  # when its last trial ended
+                ended = "(select max(at_ms) from entries where launch = e.launch and kind = 'ended')"
+                db.execute(f"update entries as e set at_ms = {ended} where kind = 'closed' and launch = ?", (launch.id,))
         (home / "data" / FINGERPRINT).mkdir(parents=True, exist_ok=True)
         (home / "data" / FINGERPRINT / "train.parquet").write_bytes(b"y" * 5000)
         tracking.sync(home)
