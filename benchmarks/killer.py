@@ -4,7 +4,7 @@ A head without CPUs and two nodes of one CPU, all on this machine. Every `--ever
 gets SIGKILL, and a new one joins; the sweep's driver lives. Printed: how many nodes died, that every trial has ended with every epoch
 recorded once, and the seconds against the same sweep on nodes that nobody kills.
 
-    python benchmarks/killer.py [--quick] [--trials 24] [--every 10]
+    python benchmarks/killer.py [--quick] [--trials 24] [--every 30]
 """
 
 from __future__ import annotations
