@@ -206,7 +206,8 @@ class _Trial:
     def _epoch(self) -> None:
         metrics = self.training.run_epoch(self._between_steps)
         self.kept.add(metrics, _now_ms(), self.experiment.metric, self.experiment.mode)
-        if self.pauses.after_epoch(self.training.epoch, self.training.step):
+        due = self.pauses.after_epoch(self.training.epoch, self.training.step)
+        if due or self.training.finished:  # the last one is written while the driver judges the epoch
             self._save()
 
     def _event(self, place: int, last: bool) -> EpochEnded:
