@@ -23,14 +23,17 @@ from orchestrator.execution.worker import PROBE_S, About, Worker, on_node, oom_k
 from orchestrator.training.output import with_output
 from orchestrator.training.trial import Job
 
+SETTLED_S = 0.5  # after a death: what died with it is gone by then too
+
 
 @dataclass
 class Actor:
-    """An actor: `about` once it is up, `work` while it has one."""
+    """An actor: `about` once it is up, `work` while it has one; `died_at` when it is no more, and none has taken its place."""
 
     handle: Any
     about: About | None = None
     work: Work | None = None
+    died_at: float | None = None
 
 
 @dataclass
@@ -88,7 +91,7 @@ class Pool:
         """Block until a slot has an event; every event that is there."""
         while True:
             try:
-                done, _ = ray.wait(list(self._pending), num_returns=1, timeout=LOOK_EVERY_S)
+                done = self._ready()
                 if done:
                     done, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
                 events = [event for ref in done for event in self._heard(ref)]
@@ -102,6 +105,14 @@ class Pool:
             self._assign()
             if events:
                 return events
+
+    def _ready(self) -> list[Any]:
+        """The first reference that is ready, if any is within a second."""
+        if not self._pending:
+            time.sleep(SETTLED_S)
+            return []
+        done, _ = ray.wait(list(self._pending), num_returns=1, timeout=LOOK_EVERY_S)
+        return list(done)
 
     def verdict(self, slot: int, go_on: bool) -> None:
         """Answer a slot's EpochEnded. If its actor died meanwhile, the epoch will be said again, if it isn't at its end."""
@@ -173,16 +184,17 @@ class Pool:
         return [(work.slot, event)]
 
     def _died(self, actor: Actor, error: Exception) -> list[SlotEvent]:
-        """Another actor takes its place; its trial goes on or has failed, when it is known of what it died."""
-        self._replace(actor)
-        if actor.about is None:
+        """Another actor will take its place; its trial goes on or has failed, when it is known of what it died."""
+        about, work = actor.about, actor.work
+        self._forget(actor)
+        if about is None:
             self._failed_starts += 1
             if self._failed_starts > MAX_RESTARTS + self.slots:  # a node that dies takes several with it
                 raise Failed(f"the workers can't start: {brief(error)}")
             return []
-        work, node = actor.work, actor.about.node
         if work is None:
             return []
+        node = about.node
         work.asks, work.node = False, node
         if node in self.leaving.nodes or getattr(error, "preempted", False):
             return self._judged(work, "moved", "")
@@ -213,16 +225,24 @@ class Pool:
         work.waits, work.asks, work.moving = True, False, False
 
     def _replace(self, actor: Actor) -> None:
-        """Another actor in an actor's place; whatever the old one still says is not heard."""
-        for ref in [r for r, (kind, of) in self._pending.items() if of is actor]:
-            del self._pending[ref]
+        """Another actor in an actor's place."""
+        self._forget(actor)
         with contextlib.suppress(Exception):  # it is dead, as a rule
             ray.kill(actor.handle)
         self.actors[self.actors.index(actor)] = self._new()
 
+    def _forget(self, actor: Actor) -> None:
+        """Of an actor that is gone; whatever it still says is not heard."""
+        for ref in [r for r, (kind, of) in self._pending.items() if of is actor]:
+            del self._pending[ref]
+        actor.about, actor.work, actor.died_at = None, None, time.monotonic()
+
     def _look_around(self) -> None:
-        """The head, nodes that leave, looks at nodes that take too long, and whether anything goes on."""
-        self.head.check()
+        """The head, actors that died, nodes that leave, looks at nodes that take too long, and whether anything goes on."""
+        gone = [a for a in self.actors if a.died_at is not None and time.monotonic() - a.died_at > SETTLED_S]
+        if self.head.check(at_once=bool(gone)):  # what asks for an actor would hang with the head, which may have died with them
+            for actor in gone:
+                self._replace(actor)
         for actor in [a for a in self.actors if a.about is not None and a.about.node in self.leaving.nodes]:
             if actor.work is None:
                 self._replace(actor)

@@ -38,11 +38,11 @@ class Head:
             return cls(context.gcs_address, next(node["RayletSocketName"] for node in ray.nodes() if node["NodeID"] == own))
         return cls("", "")
 
-    def check(self) -> None:
-        """Raises Lost if the head is gone, or this machine's node of the cluster."""
+    def check(self, at_once: bool = False) -> bool:
+        """Whether the head answered at the last look, now and then or `at_once`. Raises Lost if it is gone, or this machine's node."""
         now = time.monotonic()
-        if now - self.looked_at < HEAD_EVERY_S:
-            return
+        if now - self.looked_at < HEAD_EVERY_S and not at_once:
+            return self.answered_at == self.looked_at
         self.looked_at = now
         if self.raylet and refused(self.raylet):
             raise Lost("Ray's node on this machine died")
@@ -51,6 +51,7 @@ class Head:
             self.answered_at = now
         elif now - self.answered_at > HEAD_SILENT_S:
             raise Lost(f"Ray's head at {self.gcs} died: it hasn't answered for {now - self.answered_at:.0f} s")
+        return self.answered_at == now
 
 
 def refused(address: str | tuple[str, int]) -> bool:

@@ -45,7 +45,6 @@ def test_two_workers_that_the_kernel_kills_at_once_have_both_died_for_want_of_me
     """Both looks at the node find the two kills; a death after that is none of them."""
     made: Any = Pool.__new__(Pool)
     made.works, made.oom_kills, made._pending, made.leaving = {}, {"node": 5}, {}, SimpleNamespace(nodes=frozenset())
-    made._replace = lambda actor: None
     looks: dict[str, int] = {}
     monkeypatch.setattr(pool_module, "on_node", lambda node, function: f"look {len(looks) + len(made._pending)}")
     monkeypatch.setattr(pool_module.ray, "get", looks.__getitem__)
@@ -65,6 +64,27 @@ def test_two_workers_that_the_kernel_kills_at_once_have_both_died_for_want_of_me
     third.past = Past(3)
     [(slot, ended)] = [event for ref in list(made._pending) for event in made._heard(ref)]
     assert (slot, ended.error) == (2, f"its worker died 4 times: SIGKILL; what it printed: {tmp_path}/rank-0.log")
+
+
+def test_no_actor_is_asked_for_before_the_head_has_answered_since_one_died() -> None:
+    """The head may have died with it, and what asks for an actor would hang until Ray ends the process."""
+    made: Any = Pool.__new__(Pool)
+    looks, answers, asked = list[bool](), [False, True], list[Actor]()
+    made.head = SimpleNamespace(check=lambda at_once: looks.append(at_once) or (answers.pop(0) if at_once else True))
+    made.works, made.oom_kills, made._pending, made._failed_starts, made.slots = {}, {}, {}, 0, 1
+    made.leaving, made.stall = SimpleNamespace(nodes=frozenset()), SimpleNamespace(progress=lambda: None)
+    made._replace = asked.append
+    actor = Actor(None)
+    made.actors = [actor]
+    assert made._died(actor, ValueError("SIGKILL")) == []
+    made._look_around()
+    assert (looks, asked) == ([False], []), "it is looked at in a moment: the others may be dying"
+    assert actor.died_at is not None
+    actor.died_at -= 1
+    made._look_around()
+    assert (looks, asked) == ([False, True], [])
+    made._look_around()
+    assert asked == [actor]
 
 
 def test_a_verdict_on_a_trial_that_has_ended_or_waits_for_another_actor_meanwhile_goes_to_nobody(make_job: MakeJob) -> None:
