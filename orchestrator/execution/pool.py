@@ -28,12 +28,16 @@ SETTLED_S = 0.5  # after a death: what died with it is gone by then too
 
 @dataclass
 class Actor:
-    """An actor: `about` once it is up, `work` while it has one; `died_at` when it is no more, and none has taken its place."""
+    """An actor: `about` once it is up, `work` while it has one.
+
+    `died_at` when it is no more, and none has taken its place; `probe` if it isn't known what it died of.
+    """
 
     handle: Any
     about: About | None = None
     work: Work | None = None
     died_at: float | None = None
+    probe: Probe | None = None
 
 
 @dataclass
@@ -200,7 +204,7 @@ class Pool:
             return self._judged(work, "moved", "")
         if isinstance(error, ray.exceptions.OutOfMemoryError) or "low on memory" in str(error):
             return self._judged(work, "memory", "")
-        self._pending[on_node(node, oom_kills)] = ("probe", Probe(work, node, brief(error), self.oom_kills.get(node, 0), time.monotonic()))
+        actor.probe = Probe(work, node, brief(error), self.oom_kills.get(node, 0), time.monotonic())
         return []
 
     def _probed(self, probe: Probe, ref: Any) -> list[SlotEvent]:
@@ -224,6 +228,12 @@ class Pool:
         work.job = dataclasses.replace(work.job, resume=True)
         work.waits, work.asks, work.moving = True, False, False
 
+    def _settle(self, actor: Actor) -> None:
+        """Of an actor that died: a look at its node, if it isn't known what of, and another one in its place."""
+        if actor.probe is not None:
+            self._pending[on_node(actor.probe.node, oom_kills)] = ("probe", actor.probe)
+        self._replace(actor)
+
     def _replace(self, actor: Actor) -> None:
         """Another actor in an actor's place."""
         self._forget(actor)
@@ -240,9 +250,9 @@ class Pool:
     def _look_around(self) -> None:
         """The head, actors that died, nodes that leave, looks at nodes that take too long, and whether anything goes on."""
         gone = [a for a in self.actors if a.died_at is not None and time.monotonic() - a.died_at > SETTLED_S]
-        if self.head.check(at_once=bool(gone)):  # what asks for an actor would hang with the head, which may have died with them
+        if self.head.check(at_once=bool(gone)):  # it may have died with them: what asks it for an actor, or a task, would hang
             for actor in gone:
-                self._replace(actor)
+                self._settle(actor)
         for actor in [a for a in self.actors if a.about is not None and a.about.node in self.leaving.nodes]:
             if actor.work is None:
                 self._replace(actor)

@@ -45,13 +45,16 @@ def test_two_workers_that_the_kernel_kills_at_once_have_both_died_for_want_of_me
     """Both looks at the node find the two kills; a death after that is none of them."""
     made: Any = Pool.__new__(Pool)
     made.works, made.oom_kills, made._pending, made.leaving = {}, {"node": 5}, {}, SimpleNamespace(nodes=frozenset())
+    made._replace = lambda actor: None
     looks: dict[str, int] = {}
     monkeypatch.setattr(pool_module, "on_node", lambda node, function: f"look {len(looks) + len(made._pending)}")
     monkeypatch.setattr(pool_module.ray, "get", looks.__getitem__)
 
     def dies(slot: int) -> Work:
         work = made.works[slot] = Work(slot, replace(make_job(trial=slot), logs=str(tmp_path)), slot, waits=False)
-        assert made._died(Actor(None, About("node", "host", 1, 5), work), ValueError("SIGKILL")) == []
+        actor = Actor(None, About("node", "host", 1, 5), work)
+        assert made._died(actor, ValueError("SIGKILL")) == []
+        made._settle(actor)
         return work
 
     first, second = dies(0), dies(1)
@@ -66,14 +69,14 @@ def test_two_workers_that_the_kernel_kills_at_once_have_both_died_for_want_of_me
     assert (slot, ended.error) == (2, f"its worker died 4 times: SIGKILL; what it printed: {tmp_path}/rank-0.log")
 
 
-def test_no_actor_is_asked_for_before_the_head_has_answered_since_one_died() -> None:
-    """The head may have died with it, and what asks for an actor would hang until Ray ends the process."""
+def test_nothing_is_asked_of_the_head_before_it_has_answered_since_an_actor_died() -> None:
+    """The head may have died with it, and a call that asks it for something would hang until Ray ends the process."""
     made: Any = Pool.__new__(Pool)
     looks, answers, asked = list[bool](), [False, True], list[Actor]()
     made.head = SimpleNamespace(check=lambda at_once: looks.append(at_once) or (answers.pop(0) if at_once else True))
     made.works, made.oom_kills, made._pending, made._failed_starts, made.slots = {}, {}, {}, 0, 1
     made.leaving, made.stall = SimpleNamespace(nodes=frozenset()), SimpleNamespace(progress=lambda: None)
-    made._replace = asked.append
+    made._settle = asked.append
     actor = Actor(None)
     made.actors = [actor]
     assert made._died(actor, ValueError("SIGKILL")) == []
