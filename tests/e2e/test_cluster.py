@@ -37,8 +37,8 @@ def test_a_sweep_uses_both_nodes(shell: Shell, two_nodes: Nodes) -> None:
 
 
 def test_a_run_of_two_workers_has_a_rank_on_each_node(shell: Shell, two_nodes: Nodes) -> None:
-    words = ("training.epochs=2", "scaling.workers=2", "--address", two_nodes.address, "--json")
-    trained = shell.run("train", EXPERIMENT, *words).json
+    there = Shell(shell.folder, shell.env | {"RAY_ADDRESS": two_nodes.address})
+    trained = there.run("train", EXPERIMENT, "training.epochs=2", "scaling.workers=2", "--json").json
     assert (trained["state"], trained["executor"], trained["workers"], trained["epochs"]) == ("finished", "ddp", 2, 2)
     assert len(set(trained["nodes"])) == 2, "both ranks on one node"
     assert trained["test"]["test_accuracy"] > 0.5
