@@ -124,12 +124,12 @@ class Started:
         return said
 
 
-def wait_for(what: str, there: Callable[[], Any], timeout_s: float = 180) -> Any:
+def wait_for(what: str, there: Callable[[], Any], timeout_s: float = 180, every_s: float = 0.05) -> Any:
     """Until `there()` is true, which is its answer; fails when the time is up."""
     deadline = time.monotonic() + timeout_s
     while not (found := there()):
         assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
-        time.sleep(0.05)
+        time.sleep(every_s)
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
+from tests.e2e.conftest import EXPERIMENT, Shell, Started, Typed, epochs_in_ledger, wait_for
 from tests.e2e.nodes import cluster
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ ELASTIC = (
 
 
 def test_a_run_begins_with_what_is_there_grows_with_a_node_and_shrinks_without_it(
-    shell: Shell, begin: Callable[..., Started], tmp_path: Path
+    shell: Shell, begin: Callable[..., Started], typed: Typed, tmp_path: Path
 ) -> None:
 
     def trained(more: int) -> None:
@@ -33,7 +33,7 @@ def test_a_run_begins_with_what_is_there_grows_with_a_node_and_shrinks_without_i
         assert run.process.poll() is None, (run.said / "err").read_text()[-2000:]
 
     def resumed() -> list[str]:
-        said = shell.run("logs", "digits-cnn").out
+        said = typed("logs", "digits-cnn").out
         return [line.partition("note: ")[2] for line in said.splitlines() if "note: resumed with" in line]
 
     with cluster(nodes=1) as nodes:
@@ -41,10 +41,10 @@ def test_a_run_begins_with_what_is_there_grows_with_a_node_and_shrinks_without_i
         run = begin("train", EXPERIMENT, *ELASTIC, "--address", nodes.address, "--json")
         trained(3)
         nodes.add()
-        wait_for("a rank on the new node", resumed, 180)
+        wait_for("a rank on the new node", resumed, 180, every_s=1)
         trained(3)
         nodes.kill(1)
-        wait_for("the rank alone", lambda: len(resumed()) > 1, 180)
+        wait_for("the rank alone", lambda: len(resumed()) > 1, 180, every_s=1)
         trained(3)
         os.kill(run.process.pid, signal.SIGTERM)
         said = run.finish(60)

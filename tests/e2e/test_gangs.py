@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import EXPERIMENT, Shell, Started, epochs_in_ledger, wait_for
+from tests.e2e.conftest import EXPERIMENT, Shell, Started, Typed, epochs_in_ledger, wait_for
 from tests.e2e.nodes import Nodes, below, cluster, commands
 from tests.e2e.test_resume import check_complete, kill_after, recorded
 
@@ -68,13 +68,15 @@ def test_a_sweep_of_gangs_goes_on_after_the_deaths_of_its_driver_and_of_its_hub(
     assert [(file["rank"], "made" in file["lines"]) for file in files] == [(0, True), (1, True)]
 
 
-def test_a_gang_moves_from_a_node_that_leaves_with_notice(shell: Shell, begin: Begin) -> None:
+def test_a_gang_moves_from_a_node_that_leaves_with_notice(shell: Shell, begin: Begin, typed: Typed) -> None:
     with cluster(nodes=2) as nodes:
         run = begun(nodes, shell, begin)
         nodes.add()
         nodes.drain(1)
         stay = [nodes.id(0), nodes.id(2)]
-        wait_for("ranks on the nodes that stay", lambda: all(f"node {id}" in shell.run("logs", "digits-cnn").out for id in stay), 240)
+        wait_for(
+            "ranks on the nodes that stay", lambda: all(f"node {id}" in typed("logs", "digits-cnn").out for id in stay), 240, every_s=1
+        )
         under_way(shell, run, epochs_in_ledger(shell.folder) + 3)
         os.kill(run.process.pid, signal.SIGTERM)
         said = run.finish(60)
@@ -93,6 +95,7 @@ def test_a_head_that_dies_ends_a_run_of_a_gang_resumable_and_it_says_how(shell: 
     assert " --resume " in said.errors[0]
 
 
+@pytest.mark.long
 def test_elastic_gangs_that_lose_a_node_share_what_is_left_and_every_trial_ends(shell: Shell, begin: Begin) -> None:
     with cluster(nodes=2, cpus=2) as nodes:
         shell.env |= nodes.env
