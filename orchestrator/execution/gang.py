@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -63,7 +64,7 @@ class _Member:
         except End:
             return
         except PeerLost as lost:
-            ray.get(self.hub.lost.remote(self.gang, self.me, str(lost)))
+            self._tell(self.hub.lost.remote(self.gang, self.me, str(lost)))
             raise
 
     def _trial(self, job: Any) -> None:
@@ -78,14 +79,14 @@ class _Member:
             except (Leave, End):
                 steps.close()  # which writes its checkpoint
                 if self.me.rank == 0:
-                    ray.get(self.hub.report.remote(self.gang, RunEnded(job.trial, "interrupted", event.at_ms), 0))
+                    self._tell(self.hub.report.remote(self.gang, RunEnded(job.trial, "interrupted", event.at_ms), 0))
                 raise
             event = steps.send(go_on)
         self._end(event)
 
     def _end(self, event: RunEnded) -> None:
         if event.alone:  # the other ranks may be in the middle of a collective
-            ray.get(self.hub.report.remote(self.gang, event, self.wait_s))
+            self._tell(self.hub.report.remote(self.gang, event, self.wait_s))
             raise RuntimeError(event.error)
         self._ask(lambda: self.hub.report.remote(self.gang, event, self.wait_s))
 
@@ -109,7 +110,7 @@ class _Member:
     def _share(self, question: Callable[[], Any]) -> Any:
         import torch.distributed as dist
 
-        box = [ray.get(question()) if self.me.rank == 0 else None]
+        box = [self._tell(question()) if self.me.rank == 0 else None]
         try:
             dist.broadcast_object_list(box, 0)
         except Exception as failure:
@@ -117,6 +118,14 @@ class _Member:
                 raise PeerLost(" ".join(str(failure).split())) from failure
             raise
         return box[0]
+
+    def _tell(self, said: Any) -> Any:
+        """The hub's answer; END if it is dead, and with it the sweep."""
+        try:
+            return ray.get(said)
+        except ray.exceptions.ActorDiedError:
+            print("the command, or the actor between it and its workers, died: this process ends", file=sys.stderr)
+            return Answer.END
 
 
 class Telling(ControllerCallback):  # type: ignore[misc]

@@ -170,7 +170,8 @@ class Pool:
             return self._died(of, error)
         if kind == "up":
             of.about, self._failed_starts = said, 0
-            self.oom_kills[said.node] = said.oom_kills  # what was before is another's, or was judged
+            if said.node not in {a.about.node for a in self.actors if a.work is not None and a.about is not None}:  # else it may be theirs
+                self.oom_kills[said.node] = max(said.oom_kills, self.oom_kills.get(said.node, 0))  # another's, or was judged
         return self._event(of, said) if kind == "event" else []
 
     def _event(self, actor: Actor, event: EpochEnded | RunEnded) -> list[SlotEvent]:
@@ -250,13 +251,13 @@ class Pool:
     def _look_around(self) -> None:
         """The head, actors that died, nodes that leave, looks at nodes that take too long, and whether anything goes on."""
         gone = [a for a in self.actors if a.died_at is not None and time.monotonic() - a.died_at > SETTLED_S]
-        if self.head.check(at_once=bool(gone)):  # it may have died with them: what asks it for an actor, or a task, would hang
-            for actor in gone:
-                self._settle(actor)
+        answers = self.head.check(at_once=bool(gone))  # it may have died with them: what asks it for an actor, or a task, would hang
+        for actor in gone if answers else ():
+            self._settle(actor)
         for actor in [a for a in self.actors if a.about is not None and a.about.node in self.leaving.nodes]:
-            if actor.work is None:
+            if actor.work is None and answers:
                 self._replace(actor)
-            elif not actor.work.moving:
+            elif actor.work is not None and not actor.work.moving:
                 actor.work.moving = True
                 actor.handle.stop.remote(actor.work.serial)
         for ref, (kind, of) in list(self._pending.items()):

@@ -18,8 +18,10 @@ from orchestrator.errors import Lost, Note
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.ddp import Gangs
 from orchestrator.execution.deaths import MAX_RESTARTS
+from orchestrator.execution.gang import _Member
+from orchestrator.execution.hub import Hub
 from orchestrator.execution.inline import Inline
-from orchestrator.execution.messages import Rank
+from orchestrator.execution.messages import Answer, Rank
 from orchestrator.training import checkpoint
 from tests.contracts.executor_contract import ExecutorContract, MakeJob, alive, finish, finish_all, same, wait_until
 
@@ -153,6 +155,17 @@ class TestGangs(ExecutorContract):
             for thread in gangs.threads:  # Ray Train's end, which it comes to by itself; a Ray that is shut down under it is another matter
                 thread.join(240)
         assert not any(thread.is_alive() for thread in gangs.threads)
+
+    def test_a_rank_whose_hub_is_dead_ends_with_a_line_as_if_it_had_been_told_to(
+        self, local_ray: Found, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        import ray
+
+        hub, rank = ray.remote(Hub).options(num_cpus=0).remote(1, 1), _Member.__new__(_Member)
+        assert rank._tell(hub.next.remote(0, 0.01)) is Answer.WAIT
+        ray.kill(hub)
+        assert rank._tell(hub.next.remote(0, 0.01)) is Answer.END
+        assert "died: this process ends" in capsys.readouterr().err
 
 
 def rank_of(gangs: Gangs, slot: int, number: int) -> Rank:

@@ -69,6 +69,28 @@ def test_two_workers_that_the_kernel_kills_at_once_have_both_died_for_want_of_me
     assert (slot, ended.error) == (2, f"its worker died 4 times: SIGKILL; what it printed: {tmp_path}/rank-0.log")
 
 
+def test_an_actor_that_starts_beside_one_that_the_kernel_has_just_killed_does_not_make_that_kill_an_old_one(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray says the death after it says that the other one is up, which has already counted the kill."""
+    made: Any = Pool.__new__(Pool)
+    made.works, made.oom_kills, made.leaving = {}, {"node": 5}, SimpleNamespace(nodes=frozenset())
+    made._replace = lambda actor: None
+    monkeypatch.setattr(pool_module, "on_node", lambda node, function: "look")
+    monkeypatch.setattr(pool_module.ray, "get", {"up": About("node", "host", 2, 6), "look": 6}.__getitem__)
+    work = made.works[0] = Work(0, make_job(trial=0), 0, waits=False)
+    killed, starts = Actor(None, About("node", "host", 1, 5), work), Actor(None)
+    made.actors, made._pending = [killed, starts], {"up": ("up", starts)}
+    assert made._heard("up") == []
+    assert made._died(killed, ValueError("SIGKILL")) == []
+    made._settle(killed)
+    assert made._heard("look") == []
+    assert work.past == Past(1, 1)
+    made._pending["up"] = ("up", starts)
+    assert made._heard("up") == []
+    assert made.oom_kills == {"node": 6}, "with nobody at work on the node a kill is another's"
+
+
 def test_nothing_is_asked_of_the_head_before_it_has_answered_since_an_actor_died() -> None:
     """The head may have died with it, and a call that asks it for something would hang until Ray ends the process."""
     made: Any = Pool.__new__(Pool)
