@@ -43,7 +43,7 @@ FINISH_S = 20.0  # how long an ending command waits for an MLflow that doesn't a
 SOON_S = 15.0  # ... one that was interrupted
 AT_ONCE_S = 1.0  # ... twice
 GRACE_S = 10.0  # for runs under way to write a checkpoint, when a command is interrupted
-HOOK = "orchestrator.execution.executor.set_up_worker"
+HOOK = "orchestrator.execution.set_up_worker"
 
 
 def run(command: Command, asked: Asked, address: str | None, show: Show, resume: str | None = None) -> Outcome:

@@ -7,10 +7,12 @@ wrap nothing else: no stopping rules, no records, no retries of a trial's own er
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.events import EpochEnded, RunEnded
-from orchestrator.training.trial import Job
+
+if TYPE_CHECKING:  # else everything that speaks of slots imports torch
+    from orchestrator.training.trial import Job
 
 SlotEvent = tuple[int, EpochEnded | RunEnded]
 
@@ -34,7 +36,3 @@ class Executor(Protocol):
 
     def close(self, grace_s: float = 0) -> None:
         """End every process that was started. Runs under way get so many seconds to write a checkpoint; what they say then is dropped."""
-
-
-def set_up_worker() -> None:
-    """Runs first in every Ray worker. Importing this package binds `models`, `pipelines` and `cluster` to ours."""

@@ -9,12 +9,13 @@ import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.training.trial import Job
+if TYPE_CHECKING:  # a task that looks at a node needs no torch
+    from orchestrator.training.trial import Job
 
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat", "/sys/fs/cgroup/memory/memory.oom_control")  # cgroup v2, machine, v1
 PROBE_S = 20.0  # for a look at the node of a process that died

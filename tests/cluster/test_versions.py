@@ -65,7 +65,7 @@ def local_ray() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with connect(None, "orchestrator.execution.executor.set_up_worker", {}, "0", {}, 1):
+    with connect(None, "orchestrator.execution.set_up_worker", {}, "0", {}, 1):
         yield
 
 
