@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import os
@@ -56,9 +55,7 @@ class Said:
 
 @functools.cache
 def forks() -> Forks:
-    made = Forks(clean_env())
-    atexit.register(made.close)
-    return made
+    return Forks(clean_env())
 
 
 @dataclass
@@ -72,13 +69,11 @@ class Shell:
     def start(self, *words: str) -> Started:
         """Start a command in a process group of its own; its output goes to files, so that no pipe is ever full."""
         said = Path(tempfile.mkdtemp(prefix="said-"))
-        process: Forked | subprocess.Popen[bytes]
+        if not self.anew and not self._is_read_by_imports():
+            return Started(forks().start(words, self.folder, self.env, said / "out", said / "err"), said)
         with (said / "out").open("w") as out, (said / "err").open("w") as err:
-            if self.anew or self._is_read_by_imports():
-                command = [str(BIN / "orchestrator"), *words]
-                process = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=out, stderr=err, start_new_session=True)
-            else:
-                process = forks().start(words, self.folder, self.env, out, err)
+            command = [str(BIN / "orchestrator"), *words]
+            process = subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=out, stderr=err, start_new_session=True)
         return Started(process, said)
 
     def _is_read_by_imports(self) -> bool:
