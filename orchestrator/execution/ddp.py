@@ -54,7 +54,7 @@ class _Ending:
 class Gangs:
     """`slots` gangs of (fewest, most) `workers`, each fitted in a thread of this process.
 
-    `timeout_s`: of a collective, after which a rank hangs; `resize_s`: how often a gang of fewer ranks than the most looks for room.
+    `timeout_s`: within which a rank that hangs is found; `resize_s`: how often a gang of fewer ranks than the most looks for room.
     """
 
     def __init__(
@@ -64,9 +64,10 @@ class Gangs:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # default 2: a death is seen so much later
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # default 60: busy machines need more
         self.slots, self.fewest, self.timeout_s = slots, workers[0], timeout_s
+        self.collective_s, settle_s = shares(timeout_s)
         self.each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # soft: Ray puts it elsewhere at times
-        self.hub = ray.remote(Hub).options(num_cpus=0, scheduling_strategy=here).remote(slots, max(2.0, min(30.0, timeout_s / 4)))
+        self.hub = ray.remote(Hub).options(num_cpus=0, scheduling_strategy=here).remote(slots, settle_s)
         self.running: dict[int, Job] = {}
         self.broken: dict[int, str] = {}
         self.heard = Heard([], [], [])
@@ -107,7 +108,7 @@ class Gangs:
         return kind(
             train,
             train_loop_config={"hub": self.hub, "gang": number, "gpus": gpus, "timeout_s": self.timeout_s},
-            torch_config=TorchConfig(timeout_s=self.timeout_s),
+            torch_config=TorchConfig(timeout_s=self.collective_s),
             scaling_config=scaling,
             run_config=ray.train.RunConfig(
                 name=f"gang-{number}-{secrets.token_hex(4)}",
@@ -232,7 +233,7 @@ class Gangs:
 
     def _say_hung(self, trial: int | None, rank: Rank, killed: bool) -> None:
         warnings.warn(
-            f"rank {rank.rank} of trial {trial} hung: on node {rank.node} ({rank.host}), pid {rank.pid}, it didn't answer for "
+            f"rank {rank.rank} of trial {trial} hung: on node {rank.node} ({rank.host}), pid {rank.pid}, it didn't answer within "
             f"{self.timeout_s:g} s (scaling.timeout_s); {'it was killed' if killed else 'nor does its node answer'}, and the trial goes "
             "on from its last checkpoint",
             Note,
@@ -250,3 +251,9 @@ class Gangs:
         until = time.monotonic() + RETURN_S
         for thread in self.threads:
             thread.join(max(0.0, until - time.monotonic()))
+
+
+def shares(timeout_s: float) -> tuple[float, float]:
+    """Of the time within which a rank that hangs is to be found: (what the others' collective waits, what is left to see who is silent)."""
+    settle_s = max(2.0, min(30.0, timeout_s / 4))
+    return max(timeout_s - settle_s, timeout_s / 2), settle_s

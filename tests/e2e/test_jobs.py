@@ -19,6 +19,7 @@ import pytest
 
 from tests.e2e.conftest import EXPERIMENT, PROJECT, Said, Shell, Typed, epochs_in_ledger, open_shell, wait_for
 from tests.e2e.nodes import Nodes, cluster
+from tests.mlflow_server import server
 
 pytestmark = pytest.mark.slow
 TRIALS, EPOCHS = 4, 20
@@ -231,6 +232,32 @@ def test_elsewhere_a_job_runs_with_the_file_the_modules_and_the_toolkit_that_tra
     assert "best epoch 1" in said.err
     assert list((tmp_path / "shared").rglob("*")), "no checkpoint in the shared storage"
     assert not (tmp_path / ".orchestrator").exists(), "it worked in the folder that it was sent from"
+
+
+def test_a_job_whose_head_died_goes_on_when_sent_to_another_head(elsewhere: Callable[..., Said], nodes: Nodes, tmp_path: Path) -> None:
+    """Nothing is left of the first one but the storage and what the tracking server was told."""
+    from mlflow import MlflowClient
+
+    fast, shared, folder = tmp_path / "fast", tmp_path / "shared", tmp_path / "server"
+    (tmp_path / "paced.py").write_text(PACED.format(fast=str(fast)))
+    (tmp_path / "paced.yaml").write_text(EXPERIMENT_OF_IT)
+    folder.mkdir()
+    words = ("cluster", "submit", "paced.yaml", "sweep.trials=2", f"storage.path={shared}", "--json")
+    with server(folder) as port:
+        env = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
+        with cluster(nodes=1, cpus=2, dashboard=True) as first:
+            elsewhere(*words, "--detach", env=env | first.env | {"RAY_ADDRESS": str(first.jobs_address)}, code=0)
+            wait_for("checkpoints", lambda: len(list(shared.rglob("checkpoint-2.safetensors"))) == 2, 240)
+            first.kill(0)
+        fast.touch()
+        done = elsewhere(*words, "--resume", env=env, code=0)
+        assert "goes on: " in done.err
+        client = MlflowClient(tracking_uri=env["MLFLOW_TRACKING_URI"])
+        [experiment] = [each for each in client.search_experiments() if each.name == "paced"]
+        runs = [run for run in client.search_runs([experiment.experiment_id]) if run.data.tags["orchestrator.trial"]]
+        assert [run.info.status for run in runs] == ["FINISHED"] * 2
+        for run in runs:
+            assert [m.step for m in client.get_metric_history(run.info.run_id, "val_loss")] == list(range(1, EPOCHS + 1))
 
 
 # refusals that need no cluster -------------------------------------------------------------------------------------------------

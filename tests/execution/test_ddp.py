@@ -16,7 +16,7 @@ from ray.train import ControllerError
 from cluster.resources import Found
 from orchestrator.errors import Lost, Note
 from orchestrator.events import EpochEnded, RunEnded
-from orchestrator.execution.ddp import Gangs
+from orchestrator.execution.ddp import Gangs, shares
 from orchestrator.execution.deaths import MAX_RESTARTS
 from orchestrator.execution.gang import _Member
 from orchestrator.execution.hub import Hub
@@ -55,6 +55,14 @@ def test_a_gang_that_ends_for_another_reason_or_since_the_hub_died_is_not_starte
         made._trainer = lambda *given, errors=errors: SimpleNamespace(fit=lambda: raise_next(errors))
         made._fit(0, None, 0)
         assert list(made.broken) == [0]
+
+
+@pytest.mark.parametrize("timeout_s", [8, 20, 600, 86400])
+def test_a_rank_that_hangs_is_found_within_the_time_that_the_experiment_says(timeout_s: float) -> None:
+    collective_s, settle_s = shares(timeout_s)
+    assert collective_s + settle_s == timeout_s
+    assert collective_s >= 0.75 * timeout_s
+    assert settle_s >= 2, "each of the others is to say that it gave up"
 
 
 def raise_next(errors: list[Exception]) -> None:
@@ -117,7 +125,7 @@ class TestGangs(ExecutorContract):
         [rank] = stopped
         [note] = [str(w.message) for w in said if "hung" in str(w.message)]
         assert note.startswith(
-            f"rank {number} of trial 1 hung: on node {rank.node} ({rank.host}), pid {rank.pid}, it didn't answer for 20 s"
+            f"rank {number} of trial 1 hung: on node {rank.node} ({rank.host}), pid {rank.pid}, it didn't answer within 20 s"
         )
         assert not alive(rank.pid)
 
