@@ -15,7 +15,7 @@ from orchestrator.experiment.read import with_values
 from orchestrator.records.ledger import Launch
 from orchestrator.records.logs import folder_of as logs_of
 from orchestrator.training.checkpoint import folder_of
-from orchestrator.training.trial import Job
+from orchestrator.training.job import Job
 
 
 @dataclass(frozen=True)

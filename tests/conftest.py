@@ -20,7 +20,8 @@ from orchestrator.events import EpochEnded
 from orchestrator.experiment.config import Experiment
 from orchestrator.experiment.file import apply_override
 from orchestrator.experiment.read import resolve
-from orchestrator.training.trial import Job, run
+from orchestrator.training.job import Job
+from orchestrator.training.trial import run
 from pipelines.prepare import Prepared, prepare
 from pipelines.raw import Raw, image_column
 from pipelines.schema import Column

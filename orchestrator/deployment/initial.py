@@ -19,7 +19,8 @@ from models.family import Family
 from orchestrator.errors import ExperimentError, Problem, Refused
 from orchestrator.experiment.config import Experiment
 from orchestrator.records import tracking
-from orchestrator.training.transfer import Match, Origin, TransferError, freeze, match_with
+from orchestrator.training.job import Origin
+from orchestrator.training.transfer import Match, TransferError, freeze, match_with
 from orchestrator.training.trial import build_family
 from pipelines.encode import Encoder
 

@@ -34,7 +34,7 @@ from orchestrator.execution.hub import Hub
 from orchestrator.execution.messages import Heard, Rank, State
 from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall, placed_groups
 from orchestrator.execution.worker import end_process, on_node
-from orchestrator.training.trial import Job
+from orchestrator.training.job import Job
 
 LATER_S = 600.0  # after which a death is no longer one of a row
 ABORT_S = 8.0  # Ray Train gives the ranks 5 s to shut down

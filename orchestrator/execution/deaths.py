@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
+
+from orchestrator.training.job import log_name
 
 MAX_RESTARTS = 3  # of a trial whose worker died, without an epoch more between; a node that is taken away with notice doesn't count
 
@@ -51,3 +54,11 @@ def judge(past: Past, cause: Cause, says: str) -> Sentence:
 def brief(error: BaseException) -> str:
     """Ray's own words, which are many, on one line."""
     return " ".join(str(error).split())[:300]
+
+
+def with_output(says: str, folder: str | None, ranks: int = 1) -> str:
+    """An error of a run whose process left no traceback, with the file that it printed to (the folder, of several ranks), if it's here."""
+    if folder is None:
+        return says
+    path = Path(folder) if ranks > 1 else Path(folder) / log_name(0)
+    return f"{says}; what it printed: {path}" if path.exists() else says

@@ -7,12 +7,10 @@ wrap nothing else: no stopping rules, no records, no retries of a trial's own er
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from orchestrator.events import EpochEnded, RunEnded
-
-if TYPE_CHECKING:  # else everything that speaks of slots imports torch
-    from orchestrator.training.trial import Job
+from orchestrator.training.job import Job
 
 SlotEvent = tuple[int, EpochEnded | RunEnded]
 

@@ -21,6 +21,7 @@ from orchestrator.execution.deaths import Cause, brief
 from orchestrator.execution.messages import Answer, Rank
 from orchestrator.execution.worker import PROBE_S, on_node, oom_kills
 from orchestrator.training.failure import PeerLost, is_of_a_peer
+from orchestrator.training.job import Place
 
 LONGEST_WAIT_S = 20.0  # in one question to the hub
 STOP_EVERY_S = 0.5  # a look whether to stop costs as much as a short step
@@ -43,15 +44,13 @@ class _Member:
     """A rank. Rank 0 asks and reports; what it is told is shared."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        from orchestrator.training import trial
-
         context = ray.train.get_context()
         self.hub, self.gang = config["hub"], config["gang"]
         self.wait_s = min(LONGEST_WAIT_S, config["timeout_s"] / 4)
         node = ray.get_runtime_context().get_node_id()
         self.me = Rank(context.get_world_rank(), context.get_world_size(), node, socket.gethostname(), os.getpid(), oom_kills())
         device = str(ray.train.torch.get_device()) if config["gpus"] else "cpu"
-        self.place = trial.Place(self.me.rank, self.me.size, device, node)
+        self.place = Place(self.me.rank, self.me.size, device, node)
         ray.get(self.hub.register.remote(self.gang, self.me))
         self.look_at = 0.0
         self.asked = [self.hub.stop_asked.remote(self.gang)] if self.me.rank == 0 else []

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.events import EpochEnded, RunEnded
-from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, judge
+from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, judge, with_output
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.messages import Answer, Heard, Hung, Rank, State
-from orchestrator.training.output import with_output
-from orchestrator.training.trial import Job
+from orchestrator.training.job import Job
 
 PAUSE_S = 60.0  # for a step, or an evaluation, and a checkpoint
 ELSEWHERE_S = 60.0  # after which ranks whose gang broke up write nothing more: another gang may take their job

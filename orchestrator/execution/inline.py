@@ -11,8 +11,8 @@ from typing import Any
 
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.training import trial
+from orchestrator.training.job import Job, Place, Steps
 from orchestrator.training.output import captured
-from orchestrator.training.trial import Job, Place
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -27,7 +27,7 @@ class Inline:
 
     def __init__(self, gpus: float = 0) -> None:
         self.place = Place(device="cuda:0" if gpus else "cpu", node=socket.gethostname())
-        self._steps: trial.Steps | None = None
+        self._steps: Steps | None = None
         self._logs: str | None = None
         self._go_on: bool | None = None
         self._stopping = False

@@ -15,13 +15,12 @@ import ray
 
 from orchestrator.errors import Failed, Lost
 from orchestrator.events import EpochEnded, RunEnded
-from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, brief, judge
+from orchestrator.execution.deaths import MAX_RESTARTS, Cause, Past, brief, judge, with_output
 from orchestrator.execution.executor import SlotEvent
 from orchestrator.execution.placement import Seat, Wants, assign
 from orchestrator.execution.watch import LOOK_EVERY_S, STALL_S, Head, Leaving, Stall, demanded
 from orchestrator.execution.worker import PROBE_S, About, Worker, on_node, oom_kills
-from orchestrator.training.output import with_output
-from orchestrator.training.trial import Job
+from orchestrator.training.job import Job
 
 SETTLED_S = 0.5  # after a death: what died with it is gone by then too
 

@@ -14,7 +14,7 @@ from orchestrator.execution.budget import Meter
 from orchestrator.execution.executor import Executor
 from orchestrator.execution.search import best_so_far
 from orchestrator.experiment.config import BudgetConfig
-from orchestrator.training.trial import Job
+from orchestrator.training.job import Job
 
 
 class Asks(Protocol):

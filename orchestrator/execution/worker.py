@@ -9,13 +9,12 @@ import socket
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-if TYPE_CHECKING:  # a task that looks at a node needs no torch
-    from orchestrator.training.trial import Job
+from orchestrator.training.job import Job, Place
 
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat", "/sys/fs/cgroup/memory/memory.oom_control")  # cgroup v2, machine, v1
 PROBE_S = 20.0  # for a look at the node of a process that died
@@ -38,10 +37,10 @@ class Worker:
     """
 
     def __init__(self, gpus: float) -> None:
-        from orchestrator.training import output, trial
+        from orchestrator.training import output
 
         self.run = output.run
-        self.place = trial.Place(device="cuda:0" if gpus else "cpu", node=ray.get_runtime_context().get_node_id())
+        self.place = Place(device="cuda:0" if gpus else "cpu", node=ray.get_runtime_context().get_node_id())
         self.steps: Any = None
         self.serial, self.stopped = 0, 0
 

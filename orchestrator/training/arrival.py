@@ -9,13 +9,10 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from orchestrator.training.job import Job
 from orchestrator.training.rows import local_copy, publish
 from orchestrator.training.user_code import unpack
-
-if TYPE_CHECKING:
-    from orchestrator.training.trial import Job
 
 URI = "://"
 

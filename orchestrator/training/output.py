@@ -19,23 +19,10 @@ from typing import Any
 from orchestrator.events import EpochEnded
 from orchestrator.storage import StorageError, read_file, write_file
 from orchestrator.training import trial
-from orchestrator.training.trial import Job, Place, Steps
+from orchestrator.training.job import Job, Place, Steps, log_name
 
 ECHO_EVERY_S = 0.1  # a person at a terminal sees no delay
 STREAMS = (1, 2)
-
-
-def name_of(rank: int) -> str:
-    """The name of a rank's file."""
-    return f"rank-{rank}.log"
-
-
-def with_output(says: str, folder: str | None, ranks: int = 1) -> str:
-    """An error of a run whose process left no traceback, with the file that it printed to (the folder, of several ranks), if it's here."""
-    if folder is None:
-        return says
-    path = Path(folder) if ranks > 1 else Path(folder) / name_of(0)
-    return f"{says}; what it printed: {path}" if path.exists() else says
 
 
 def run(job: Job, place: Place, *more: Any) -> Steps:
@@ -58,7 +45,7 @@ def captured(folder: str | None, rank: int = 0, *, keep: str | None = None, echo
     `keep`: the URI to which the file is copied at the end, where nobody else sees this node's disk.
     `echo`: it is shown on stderr too, at once, also what was printed to stdout: a command's stdout is its result's.
     """
-    opened = None if folder is None else _open(Path(folder), name_of(rank), keep)
+    opened = None if folder is None else _open(Path(folder), log_name(rank), keep)
     if opened is None:
         yield
         return

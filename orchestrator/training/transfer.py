@@ -12,6 +12,7 @@ from torch import nn
 
 from models.family import Family
 from orchestrator import names
+from orchestrator.training.job import Origin
 
 Shape = tuple[int, ...]
 SHOWN = 4  # tensors that a sentence names, of each kind
@@ -19,18 +20,6 @@ SHOWN = 4  # tensors that a sentence names, of each kind
 
 class TransferError(ValueError):
     """These weights, or these parts to freeze, can't be had; the message is a sentence."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Weights to start from, as plain data. `weights`: a safetensors file; `said`: what they are and whose, to read.
-
-    `recoded`: columns whose codes (words, ids, classes) mean something else in the model that the weights are from.
-    """
-
-    weights: str
-    said: str
-    recoded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,52 +27,15 @@ from orchestrator.training.arrival import arrive
 from orchestrator.training.augment import augmenting
 from orchestrator.training.failure import PeerLost as PeerLost
 from orchestrator.training.failure import is_of_a_peer, keep_trace, one_line
+from orchestrator.training.job import Job, Place, Steps
 from orchestrator.training.kept import Kept, newest_for_all
 from orchestrator.training.loop import Diverged, Settings, Training
 from orchestrator.training.memory import keep_freed_memory
 from orchestrator.training.optim import OPTIMIZERS
 from orchestrator.training.pauses import Pauses, never
-from orchestrator.training.transfer import Origin
 from pipelines import batches, stream
 from pipelines.prepare import Prepared
 from pipelines.schema import Schema
-
-
-@dataclass(frozen=True)
-class Job:
-    """A trial to run, as plain data. `folder`: below which a user's own modules lie; `checkpoints`: the URI of this run's own.
-
-    `origin`: weights to start from, unless there is a checkpoint to go on from.
-    """
-
-    trial: int | None
-    experiment: Experiment
-    data: str
-    checkpoints: str
-    folder: str
-    precision: str
-    threads: int
-    epochs: int
-    resume: bool = False
-    streamed: bool = False  # rows are read from disk while it trains
-    origin: Origin | None = None
-    logs: str | None = None  # the folder of what its ranks print
-    apart: bool = False  # the nodes don't see the driver's folders: what they print is copied to `checkpoints`
-    known: int | None = None  # epochs of a resumed run that are recorded; None: all, but maybe its last
-    code: bytes | None = None  # the user's own modules, packed, for a machine without `folder`
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a rank runs."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: str = "cpu"
-    node: str = "local"
-
-
-Steps = Generator[EpochEnded | RunEnded, bool, None]
 
 
 class _Stopped(Exception):

@@ -17,7 +17,7 @@ from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.executor import Executor
 from orchestrator.experiment.read import read
 from orchestrator.training import checkpoint
-from orchestrator.training.trial import Job
+from orchestrator.training.job import Job
 from pipelines import SOURCES
 from pipelines.prepare import prepare
 from pipelines.sources import digits

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from orchestrator.execution.deaths import MAX_RESTARTS, Past, judge
+from orchestrator.execution.deaths import MAX_RESTARTS, Past, judge, with_output
 from orchestrator.execution.placement import Seat, Wants, assign
 
 
@@ -69,3 +71,10 @@ def test_a_trial_that_gets_on_between_is_not_given_up_and_one_that_dies_at_the_s
         past = sentence.past
     assert judge(past.after(9), "died", "SIGKILL").error == f"its worker died {MAX_RESTARTS + 1} times: SIGKILL"
     assert judge(Past(memory=1).after(1), "memory", "").error is not None, "two are too many, whatever was between"
+
+
+def test_an_error_without_a_traceback_names_the_output_that_is_here(tmp_path: Path) -> None:
+    assert with_output("it died", None) == with_output("it died", str(tmp_path)) == "it died"
+    (tmp_path / "rank-0.log").touch()
+    assert with_output("it died", str(tmp_path)) == f"it died; what it printed: {tmp_path}/rank-0.log"
+    assert with_output("it died", str(tmp_path), ranks=2) == f"it died; what it printed: {tmp_path}"

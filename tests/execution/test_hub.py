@@ -11,7 +11,7 @@ import pytest
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.execution.hub import Hub
 from orchestrator.execution.messages import Answer, Rank
-from orchestrator.training.trial import Job
+from orchestrator.training.job import Job
 
 
 def job(trial: int) -> Job:

@@ -28,7 +28,7 @@ from orchestrator.execution.sweep import Judge, Rules, drive
 from orchestrator.execution.watch import demanded, shortage
 from orchestrator.execution.worker import About
 from orchestrator.training import checkpoint
-from orchestrator.training.trial import Job
+from orchestrator.training.job import Job
 from tests.contracts.executor_contract import ExecutorContract, Jobs, MakeJob, alive, finish, finish_all, same, wait_until
 
 

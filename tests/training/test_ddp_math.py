@@ -17,6 +17,7 @@ from orchestrator.events import EpochEnded
 from orchestrator.experiment.config import Experiment
 from orchestrator.training import checkpoint, seeds, trial
 from orchestrator.training.evaluation import Evaluation
+from orchestrator.training.job import Job, Place
 from orchestrator.training.loop import Settings, Training
 from orchestrator.training.optim import OPTIMIZERS
 from pipelines import batches
@@ -61,9 +62,9 @@ def evaluate(experiment: Experiment, folder: Path, rows: int, rank: int, world_s
     return Evaluation(family, prepared.encoder)(columns, "test", rank, world_size)
 
 
-def drive(job: trial.Job, rank: int, epochs: int) -> list[Any]:
+def drive(job: Job, rank: int, epochs: int) -> list[Any]:
     """Events of a trial on a rank; it is cut off after so many epochs."""
-    steps = trial.run(job, trial.Place(rank, RANKS, node=f"node-{rank}"))
+    steps = trial.run(job, Place(rank, RANKS, node=f"node-{rank}"))
     events: list[Any] = [next(steps)]
     while isinstance(events[-1], EpochEnded) and len(events) < epochs:
         events.append(steps.send(True))
@@ -97,7 +98,7 @@ def rank_main(rank: int, folder: Path, data: Path, experiments: dict[str, Experi
     found["norm"] = normalise(rank, RANKS)
     found["own statistics"] = train(experiments["own statistics"], data, rank, RANKS)
     found["sync, accumulate"] = train(experiments["sync, accumulate"], data, rank, RANKS)
-    job = trial.Job(3, experiments["resumed"], str(data), f"{folder}/whole", ".", "fp32", 1, 3)
+    job = Job(3, experiments["resumed"], str(data), f"{folder}/whole", ".", "fp32", 1, 3)
     found["whole"] = drive(job, rank, 99)
     cut = dataclasses.replace(job, checkpoints=f"{folder}/cut")
     drive(cut, rank, 1)

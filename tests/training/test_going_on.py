@@ -20,8 +20,9 @@ import torch
 from orchestrator.events import EpochEnded, RunEnded, from_plain, to_plain
 from orchestrator.experiment.plan import DataFacts, Resources, make_plan
 from orchestrator.training import checkpoint, trial
+from orchestrator.training.job import Job
 from orchestrator.training.pauses import never
-from orchestrator.training.trial import Job, run
+from orchestrator.training.trial import run
 from pipelines import prepare as preparing
 from pipelines.prepare import prepare
 from pipelines.splits import SplitConfig

@@ -14,8 +14,8 @@ import pytest
 
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.training import output
-from orchestrator.training.output import captured, with_output
-from orchestrator.training.trial import Job, Place
+from orchestrator.training.job import Job, Place
+from orchestrator.training.output import captured
 from tests.conftest import MakeJob
 
 OWN = '''
@@ -150,13 +150,6 @@ def test_in_a_notebook_or_a_test_it_is_shown_by_python_s_own_stderr(tmp_path: Pa
         print("printed")
         os.write(1, b"written\n")
     assert capsys.readouterr() == ("", "printed\nwritten\n")
-
-
-def test_an_error_without_a_traceback_names_the_output_that_is_here(tmp_path: Path) -> None:
-    assert with_output("it died", None) == with_output("it died", str(tmp_path)) == "it died"
-    (tmp_path / "rank-0.log").touch()
-    assert with_output("it died", str(tmp_path)) == f"it died; what it printed: {tmp_path}/rank-0.log"
-    assert with_output("it died", str(tmp_path), ranks=2) == f"it died; what it printed: {tmp_path}"
 
 
 def test_a_trial_s_output_is_whole_when_its_end_is_told(make_job: MakeJob, tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ import torch.multiprocessing as mp
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.experiment.config import Experiment
 from orchestrator.training import checkpoint, pauses, trial
+from orchestrator.training.job import Job, Place
 from orchestrator.training.loop import Training
-from orchestrator.training.trial import Job, PeerLost, Place
+from orchestrator.training.trial import PeerLost
 from pipelines.prepare import Prepared
 from tests.conftest import MakeExperiment
 

@@ -15,7 +15,7 @@ from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.experiment.plan import DataFacts, Plan, Resources, make_plan
 from orchestrator.training import checkpoint, trial
 from orchestrator.training.evaluation import Evaluation
-from orchestrator.training.trial import Job, Place
+from orchestrator.training.job import Job, Place
 from pipelines import batches
 from pipelines import prepare as preparing
 from pipelines.prepare import Prepared, prepare

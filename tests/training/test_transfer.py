@@ -14,8 +14,9 @@ from torch import nn
 from models.lstm import LSTM
 from orchestrator.events import RunEnded
 from orchestrator.training import checkpoint
-from orchestrator.training.transfer import Origin, TransferError, coded_by, freeze, load, match
-from orchestrator.training.trial import Job, build_family
+from orchestrator.training.job import Job, Origin
+from orchestrator.training.transfer import TransferError, coded_by, freeze, load, match
+from orchestrator.training.trial import build_family
 from pipelines.prepare import Prepared
 from pipelines.schema import Column, Schema
 from tests.conftest import MakeExperiment, MakeJob, drive

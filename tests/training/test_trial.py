@@ -16,8 +16,9 @@ import torch
 
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.training import checkpoint, failure, pauses, trial
+from orchestrator.training.job import Job
 from orchestrator.training.loop import Training
-from orchestrator.training.trial import Job, best_weights, one_line, run
+from orchestrator.training.trial import best_weights, one_line, run
 from tests.conftest import MakeJob
 
 RANDOM = ("training.epochs=4", "model.dropout=0.3", "optimizer.schedule=onecycle")
