@@ -106,18 +106,19 @@ class Jobs:
         """Show a job's log from its beginning, until it has ended. Raises ClusterGone if the cluster goes first."""
         self.find(id)
         log = _Log(show)
-        answered = time.monotonic()
+        silent_since: float | None = None
         while True:
             try:
                 with _said_once(self.given):
                     asyncio.run(self._tail(id, log))
+                    silent_since = None
                     job = _job(self._client.get_job_info(id))
                     if job.ended:  # the tail may have ended just before the last lines
                         log.at(0, self._client.get_job_logs(id))
                         return job
-                answered = time.monotonic()
             except ClusterError:
-                if time.monotonic() - answered > GONE_AFTER_S:
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() - silent_since > GONE_AFTER_S:
                     raise ClusterGone(f"the cluster at '{self.given}' no longer answers, and a job ends with its head") from None
             time.sleep(POLL_S)
 

@@ -107,7 +107,8 @@ def _raise(out: Outcome, result: r.Result) -> None:
         _note(f"MLflow at {tracking.shown_destination()} has not got everything ({out.problem or 'no answer yet'}); run: orchestrator sync")
     if out.state == "interrupted":
         done = sum(t.state in ("finished", "stopped", "failed") for t in out.results)
-        says = f"{out.why}: {done} of {out.plan.trials} runs had ended; all that was done is recorded. To go on: {out.again}"
+        says = f"{out.why}: {done} of {out.plan.trials} runs had ended; all that was done is recorded"
+        says += f". To go on: {out.again}" if out.again else ""
         raise Interrupted(says, result=result)
     try:
         out.raise_if_all_failed()

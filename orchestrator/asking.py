@@ -162,9 +162,10 @@ def sent_to_cluster(asked: Asked) -> Sent:
             raise ExperimentError([Problem("storage.path", None, _apart(node + more, shown(base), says))])
         code = pack(asked.folder, names_of(asked.experiment))
         prepared = asked.prepared.folder
-        if not shared.without(prepared / "data.json"):
+        data = publish(prepared, base, "data") if shared.without(prepared / "data.json") else None
+        if data is None and (asked.experiment.storage.path is None or not shared.not_sharing(str(home()))):
             return Sent(code=code)
-        return Sent(publish(prepared, base, "data"), code, base)
+        return Sent(data, code, base)
     except (StorageError, *shared.FAILURES) as error:
         raise ExperimentError([Problem("storage.path", None, shown(" ".join(str(error).split())))]) from None
 

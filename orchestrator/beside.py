@@ -48,6 +48,11 @@ class Beside:
             with contextlib.suppress(Failed):  # it can't be told now
                 self.mirror.look()
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether another command drives the launch by now."""
+        return self.mirror is not None and self.mirror.taken is not None
+
     def __call__(self, event: object) -> None:
         """Something happened. Raises Taken if another command drives the launch by now."""
         if self.mirror is not None and self.mirror.taken is not None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from orchestrator.asking import home
@@ -25,6 +28,7 @@ from orchestrator.storage import below, delete_all, size_bytes
 from orchestrator.training.checkpoint import folder_of, run_key
 from orchestrator.training.rows import unpublish
 
+REMOVING = ".removing-"
 WAIT_S = 60.0  # for a command that is sending from this ledger
 
 
@@ -90,7 +94,7 @@ class _Data:
         for uri in self.copies:
             unpublish(uri)
         if folder.is_dir():
-            aside = folder.with_name(f".removing-{self.fingerprint}")
+            aside = folder.with_name(f"{REMOVING}{secrets.token_hex(4)}")
             folder.rename(aside)
             delete_all(str(aside))
 
@@ -114,6 +118,8 @@ def gc(name: str, *, keep: str | None = None, older: str | None = None, dry_run:
         planned = _sized(client, ledger, chosen, name)
         failed: list[str] = []
         gone = planned if dry_run else _remove(client, ledger, planned, failed)
+        for left in () if dry_run else (home() / "data").glob(f"{REMOVING}*"):  # of a gc that was cut off
+            _try(f"'{left}'", functools.partial(delete_all, str(left)), failed)
         data = _data(client, ledger, gone, needed.fingerprints)
         if not dry_run:
             data = [one for one in data if _try(f"prepared data {one.fingerprint}", one.drop, failed)]
@@ -179,7 +185,7 @@ def _sized(client: Any, ledger: Ledger | None, chosen: Sequence[RecordedRun], na
 
 
 def _storage(client: Any, ledger: Ledger | None, run: RecordedRun) -> str | None:
-    """`storage.path` of a launch's experiment."""
+    """`storage.path` of a launch's experiment, as it is spelt out from here."""
     if ledger is not None:
         experiment: dict[str, Any] = ledger.find(run.launch).experiment
     else:
@@ -187,7 +193,8 @@ def _storage(client: Any, ledger: Ledger | None, run: RecordedRun) -> str | None
             experiment = parse_value(tracking.experiment_file(client, run))
         except Failed:  # its artifacts are gone
             return None
-    return (experiment.get("storage") or {}).get("path")
+    path = (experiment.get("storage") or {}).get("path")
+    return path if path is None or "://" in path else str(Path(path).expanduser().resolve())
 
 
 def _remove(client: Any, ledger: Ledger | None, planned: Sequence[_Run], failed: list[str]) -> list[_Run]:

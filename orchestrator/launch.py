@@ -57,7 +57,8 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
     beside = Beside(home(), asked.experiment)
     earlier = resuming.earlier(command, asked, resume) if resume is not None else None
     with contextlib.ExitStack() as held:
-        found = held.enter_context(_connected(address, 1, 0)) if address is not None else this_machine()
+        connected = held.enter_context(contextlib.ExitStack())
+        found = connected.enter_context(_connected(address, 1, 0)) if address is not None else this_machine()
         plan = plan_of(command, asked, found, on_cluster=address is not None)
         show(plan)
         if address is not None:
@@ -68,7 +69,7 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
         beside.start()  # MLflow is imported while Ray starts
         try:
             if address is None and plan.executor != "inline":
-                held.enter_context(_connected(None, plan.threads, found.cpus))
+                connected.enter_context(_connected(None, plan.threads, found.cpus))
             launch = resuming.reopen(ledger, earlier) if earlier is not None else _begin(ledger, command, asked, plan, launch_id)
             try:
                 beside.follow(ledger, launch)
@@ -84,9 +85,10 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
                 raise Interrupted(f"interrupted; to go on: {again}") from None
             raise
         beside.stop()
-    winner = None if ended.winner is None else ended.winner.run.trial
-    sent = beside.finish(ended.state, FINISH_S if ended.why is None else SOON_S, winner, ended.error or ended.why)
-    done = outcome(ledger, launch, plan, ended, sent, time.time() - began, again)
+        connected.close()
+        winner = None if ended.winner is None else ended.winner.run.trial
+        sent = beside.finish(ended.state, FINISH_S if ended.why is None else SOON_S, winner, ended.error or ended.why)
+    done = outcome(ledger, launch, plan, ended, sent, time.time() - began, "" if beside.is_taken else again)
     ledger.close()
     return done
 

@@ -16,7 +16,7 @@ from orchestrator.records.tracking import destination
 
 @dataclass(frozen=True)
 class Outcome:
-    """The end of a `train` or `sweep`. `why`: what cut it short, `again`: the command that goes on with it."""
+    """The end of a `train` or `sweep`. `why`: what cut it short, `again`: the command that goes on with it, if this folder's may."""
 
     launch: Launch
     plan: Plan

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import tempfile
 import time
 import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from orchestrator.asking import Asked, home
@@ -65,7 +67,17 @@ def _restored(command: Command, asked: Asked, which: str) -> bool:
     there = mirrored(where)
     if which not in (NEWEST, IF_ANY) and there and which not in there:
         raise _unknown(command, which, there)
+    if which == IF_ANY:
+        there = [launch for launch in there if _is_asked_in_copy(command, asked, where, launch)]
     return bool(there) and restore(where, home(), there[-1] if which in (NEWEST, IF_ANY) else which)
+
+
+def _is_asked_in_copy(command: Command, asked: Asked, copies: str, launch: str) -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        if not restore(copies, Path(folder), launch):
+            return False
+        with contextlib.closing(Ledger(Path(folder))) as copy:
+            return _is_asked(command, asked, copy.find(launch))
 
 
 def find(ledger: Ledger, command: Command, asked: Asked, which: str) -> Launch:

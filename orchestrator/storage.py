@@ -93,9 +93,11 @@ def names(uri: str) -> list[str]:
     try:
         folder = _folder(uri)
         if folder is not None:
-            return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+            return [path.name for path in folder.iterdir()]
         filesystem, path = _filesystem(uri)
         return [info.base_name for info in filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)) if info.is_file]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     except FAILURES as error:
         raise _failure("list", uri, error) from None
 

@@ -22,7 +22,7 @@ from pipelines.prepare import Prepared
 from tests.conftest import MakeExperiment
 
 OLD, NEW, TRAIN = "20260101-000000-aaaa", "20260102-000000-bbbb", "20260103-000000-cccc"
-Elsewhere = Callable[[str, Command], None]
+Elsewhere = Callable[..., None]
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def asked(prepared: Prepared, make_experiment: MakeExperiment, tmp_path: Path, m
 
 
 @pytest.fixture
-def elsewhere(asked: Asked, tmp_path: Path) -> Elsewhere:
+def elsewhere(asked: Asked, tmp_path: Path, make_experiment: MakeExperiment) -> Elsewhere:
     """Begin a launch in a folder of its own, which is mirrored."""
 
-    def made(name: str, command: Command) -> None:
-        experiment, home = asked.experiment, tmp_path / name
+    def made(name: str, command: Command, *overrides: str) -> None:
+        experiment, home = make_experiment(f"storage.path={tmp_path}/shared", *overrides), tmp_path / name
         fingerprint = asked.prepared.fingerprint
         launch = Launch(name, command, experiment.name, experiment.plain(), experiment.metric, experiment.mode, fingerprint, str(tmp_path))
         ledger, beside = Ledger(home), Beside(home, experiment)
@@ -105,6 +105,14 @@ def test_if_any_takes_the_newest_that_is_asked_for_as_it_was_begun(
     with pytest.raises(ExperimentError, match=r"training\.seed"):
         earlier("sweep", other, NEWEST)
     assert earlier("sweep", other, IF_ANY) is None
+
+
+def test_if_any_looks_at_the_copies_too_for_the_newest_that_is_asked_for_as_it_was_begun(elsewhere: Elsewhere, asked: Asked) -> None:
+    elsewhere(OLD, "sweep")
+    elsewhere(NEW, "sweep", "training.seed=7")
+    found = earlier("sweep", asked, IF_ANY)
+    assert found is not None
+    assert found.id == OLD
 
 
 def test_a_launch_that_goes_on_finds_its_modules_where_the_experiment_lies_now(elsewhere: Elsewhere, asked: Asked, tmp_path: Path) -> None:

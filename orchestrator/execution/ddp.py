@@ -63,6 +63,7 @@ class Gangs:
     ) -> None:  # fmt: skip
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # default 2: a death is seen so much later
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")  # default 60: busy machines need more
+        os.environ.setdefault("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", str(timeout_s + 60))  # default 600: ours is to come first
         self.slots, self.fewest, self.timeout_s = slots, workers[0], timeout_s
         self.collective_s, settle_s = shares(timeout_s)
         self.each = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
@@ -207,7 +208,7 @@ class Gangs:
         for number, state in enumerate(gangs):
             if not state.nodes & self.leaving.nodes:
                 self.moved.discard(number)
-            elif number not in self.moved:
+            elif state.up and number not in self.moved:  # one that starts is asked when it is up
                 self.moved.add(number)
                 self.hub.move.remote(number)
         at_work = {gang.slot for gang in gangs}

@@ -20,6 +20,7 @@ from orchestrator.execution.messages import Answer, Heard, Hung, Rank, State
 from orchestrator.training.job import Job
 
 PAUSE_S = 60.0  # for a step, or an evaluation, and a checkpoint
+WORD_S = 2.0  # for another rank's word that a collective timed out: it closes its connections, and the others see no more than that
 ELSEWHERE_S = 60.0  # after which ranks whose gang broke up write nothing more: another gang may take their job
 
 
@@ -44,6 +45,7 @@ class _Gang:
     left: asyncio.Event = field(default_factory=asyncio.Event)  # after `stop`: its checkpoint is written
     ranks: dict[int, Rank] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)  # the ranks whose collective broke
+    timed_out: asyncio.Event = field(default_factory=asyncio.Event)  # a rank's collective
     dealt: asyncio.Event = field(default_factory=asyncio.Event)  # with the ranks that hang
     failures: int = 0  # in a row, before its first question
     broken: str | None = None
@@ -124,7 +126,7 @@ class Hub:
         found.lost &= found.ranks.keys() - {rank.rank}
         self.oom_kills.setdefault(rank.node, rank.oom_kills)
         if rank.rank == 0:
-            found.left, found.dealt, found.moving = asyncio.Event(), asyncio.Event(), False
+            found.left, found.timed_out, found.dealt, found.moving = asyncio.Event(), asyncio.Event(), asyncio.Event(), False
             self._afresh(found)
 
     def _afresh(self, found: _Gang) -> None:
@@ -220,17 +222,25 @@ class Hub:
         return asked.result() if asked.done() else Answer.WAIT
 
     async def lost(self, gang: int, rank: Rank, says: str) -> None:
-        """A rank's collective broke. After a timeout it waits here until it is known who hangs, so that no rank ends before."""
+        """A rank's collective broke. After a timeout each waits here until it is known who hangs, so that no rank ends before."""
         found = self.gangs[gang]
-        found.lost.add(rank.rank)
-        if "timed out" not in says.lower() and "timeout" not in says.lower():
+        group, dealt = dict(found.ranks), found.dealt
+        if group.get(rank.rank) != rank:  # of ranks that were replaced meanwhile
             return
-        if len(found.lost) == 1:
+        found.lost.add(rank.rank)
+        if not _is_timeout(says):
+            await _within(found.timed_out.wait(), WORD_S)
+            if not found.timed_out.is_set():
+                return
+        elif not found.timed_out.is_set():
+            found.timed_out.set()
             await _within(self._all_lost(found), self.settle_s)
-            missing = tuple(r for number, r in sorted(found.ranks.items()) if number not in found.lost)
+            if found.ranks != group:
+                return
+            missing = tuple(r for number, r in sorted(group.items()) if number not in found.lost)
             self.hung.append(Hung(gang, found.work.job.trial if found.work else None, missing))
             self.news.set()
-        await _within(found.dealt.wait(), 60)
+        await _within(dealt.wait(), 60)
 
     async def _all_lost(self, found: _Gang) -> None:
         while len(found.lost) < len(found.ranks):
@@ -287,6 +297,10 @@ class Hub:
     def _tell(self, slot: int, event: EpochEnded | RunEnded) -> None:
         self.events.append((slot, event))
         self.news.set()
+
+
+def _is_timeout(says: str) -> bool:
+    return "timed out" in says.lower() or "timeout" in says.lower()
 
 
 async def _within(what: Any, seconds: float) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import filelock
 
 from orchestrator.errors import Failed, Refused
-from orchestrator.records.ledger import ALL, Ledger
+from orchestrator.records.ledger import ALL, Entry, Ledger
+from orchestrator.records.mirror import has_more, mirror_of
 from orchestrator.records.tracking.read import RecordedRun
 from orchestrator.records.tracking.store import destination
 
@@ -71,26 +72,42 @@ def active(home: Path, ledger: Ledger | None, runs: Sequence[RecordedRun]) -> di
     here = set(ledger.launches()) if ledger is not None else set()
     found: dict[str, Activity] = {}
     for launch in {run.launch for run in runs}:
-        if ledger is not None and launch in here:
-            activity = _activity(home, ledger, launch)
-        else:
-            activity = _activity_elsewhere([run for run in runs if run.launch == launch])
+        of_it = [run for run in runs if run.launch == launch]
+        activity = _activity(home, ledger, launch, of_it) if ledger is not None and launch in here else _activity_elsewhere(of_it)
         if activity is not None:
             found[launch] = activity
     return found
 
 
-def _activity(home: Path, ledger: Ledger, launch: str) -> Activity | None:
+def _activity(home: Path, ledger: Ledger, launch: str, runs: Sequence[RecordedRun]) -> Activity | None:
     entries = [entry for entry in ledger.entries(launch, limit=ALL) if entry.kind != "removed"]
     last_ms = entries[-1].at_ms
     if is_driven(home, launch):
         return Activity(f"{launch} is running", last_ms, resumable=False)
+    try:
+        if _is_elsewhere(ledger, launch):
+            return _activity_elsewhere(runs)
+    except Failed as error:
+        return Activity(f"another machine may have gone on with {launch}: {error}", last_ms, resumable=False)
     if launch in ledger.unsent(destination()):
         return Activity(f"MLflow hasn't got all of {launch} yet (orchestrator sync)", last_ms, resumable=False)
     ends = [entry for entry in entries if entry.kind in ("launched", "reopened", "closed")]
-    if ends[-1].kind == "closed" and ends[-1].data["state"] != "interrupted":
+    if ends[-1].kind == "closed" and ends[-1].data["state"] != "interrupted" and not _has_open_runs(entries):
         return None
     return Activity(f"{launch} was interrupted and can be resumed (--older lets it go in time)", last_ms, resumable=True)
+
+
+def _is_elsewhere(ledger: Ledger, launch: str) -> bool:
+    """Whether another machine has gone on with a launch of this ledger. Raises Failed if that can't be told now."""
+    about = ledger.find(launch)
+    storage = (about.experiment.get("storage") or {}).get("path")
+    return storage is not None and has_more(mirror_of(storage, about.name, about.command), launch, ledger)
+
+
+def _has_open_runs(entries: Sequence[Entry]) -> bool:
+    """Whether a run has no end of its own: a launch that failed, for its workers can't start, say, goes on with it."""
+    last = {entry.trial: entry for entry in entries if entry.kind in ("started", "resumed", "ended")}
+    return any(entry.kind != "ended" or entry.data["state"] == "interrupted" for entry in last.values())
 
 
 def _activity_elsewhere(runs: Sequence[RecordedRun]) -> Activity | None:

@@ -65,7 +65,10 @@ class Entry:
 
 
 _OF_A_LAUNCH = {"launches": "id", "entries": "launch", "identities": "launch", "sent": "launch"}  # the column that names it
-_TAKEN = "select launch from entries where kind = 'taken'"  # by another command, that went on from the copy: see records.mirror
+_TAKEN = (  # by another command, that went on from the copy (records.mirror), and not resumed here since
+    "select launch from entries as taken where kind = 'taken' "
+    "and not exists (select 1 from entries where launch = taken.launch and kind = 'reopened' and seq > taken.seq)"
+)
 ALL = -1  # SQLite's word for no limit
 
 
@@ -261,6 +264,8 @@ class _Transaction:
 
     def __enter__(self) -> sqlite3.Connection:
         try:
+            if self.db.in_transaction:  # one that Ctrl-C cut off before its first step
+                self.db.execute("rollback")
             self.db.execute("begin immediate")
         except sqlite3.Error as error:
             raise Lost(f"can't write '{self.path}': {error}") from None

@@ -37,25 +37,25 @@ def places(home: Path, launch: Launch, trial: int | None) -> list[str]:
 
 
 def files(places: Sequence[str], largest: int | None = None) -> list[LogFile]:
-    """A file a rank, of the first of the places that has it: at most its last `largest` bytes.
+    """A file a rank, the longest of those that the places have: at most its last `largest` bytes.
+
+    A run that began on this machine and went on elsewhere has printed to both.
 
     Raises StorageError if nothing is found and a place can't be read now.
     """
-    found: dict[int, LogFile] = {}
+    found: dict[int, tuple[int, LogFile]] = {}
     problem: StorageError | None = None
     for place in places:
         try:
             ranks = {int(match[1]) for match in map(NAME.fullmatch, names(place)) if match}
-            for rank in ranks - found.keys():
+            for rank in ranks:
                 name = f"rank-{rank}.log"
-                found[rank] = LogFile(rank, below(place, name), _end_of(place, name, largest))
+                content, cut = read_end(place, name, largest)
+                size, cut_off = len(content) + cut, f"... {cut} bytes before this are left out\n".encode() if cut else b""
+                if rank not in found or size > found[rank][0]:
+                    found[rank] = size, LogFile(rank, below(place, name), cut_off + content)
         except StorageError as error:
             problem = error
     if problem is not None and not found:
         raise problem
-    return [found[rank] for rank in sorted(found)]
-
-
-def _end_of(place: str, name: str, largest: int | None) -> bytes:
-    content, cut = read_end(place, name, largest)
-    return (f"... {cut} bytes before this are left out\n".encode() if cut else b"") + content
+    return [found[rank][1] for rank in sorted(found)]

@@ -14,7 +14,10 @@ from orchestrator.storage import StorageError, below, write_file
 
 TRACE = "error.txt"
 # what gloo says when a peer died or doesn't answer; it raises plain RuntimeErrors
-GLOO = ("gloo/transport/", "gloo/rendezvous/", "Connection closed by peer", "Connection reset by peer", "Timed out waiting ")
+GLOO = (
+    "gloo/transport/", "gloo/rendezvous/", "Connection closed by peer", "Connection reset by peer", "Timed out waiting ",
+    "Application timeout caused pair closure",
+)  # fmt: skip
 
 
 class PeerLost(RuntimeError):

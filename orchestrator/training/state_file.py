@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,17 +85,21 @@ def from_bytes(content: bytes, name: str) -> Any:
 def from_file(opened: Any, name: str) -> Any:
     """The nested state of an open file. Raises Damaged if it isn't what was written, StorageError if it can't be read now."""
     try:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(0)
         length = int.from_bytes(opened.read(8), "little")
         if length > LARGEST_HEADER:
             raise ValueError("its header has no length")
         described = json.loads(opened.read(length))
         header = json.loads(described.pop("__metadata__")["orchestrator"])
         data, checksum = header["state"], header["checksum"]
-        tensors = _tensors(opened, described)
+        tensors = _tensors(opened, described, size - 8 - length)
     except OSError as error:
         if error.errno != errno.EIO:  # a network that is down damages nothing
             raise StorageError(f"can't read '{name}': {' '.join(str(error).split())}") from None
         raise Damaged(f"checkpoint '{name}' is damaged: {error.strerror}") from None
+    except MemoryError:
+        raise StorageError(f"can't read '{name}': there is no memory for it") from None
     except Exception as error:  # whatever a damaged header leads to
         raise Damaged(f"checkpoint '{name}' is damaged: {error}") from None
     if _checksum(data, tensors) != checksum:
@@ -102,14 +107,16 @@ def from_file(opened: Any, name: str) -> Any:
     return unflatten(data, tensors)
 
 
-def _tensors(opened: Any, described: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Each tensor in memory of its own, read in the order in which they lie."""
+def _tensors(opened: Any, described: Mapping[str, Any], size: int) -> dict[str, Tensor]:
+    """Each tensor in memory of its own, read in the order in which they lie; `size`: the bytes that there are for them."""
     tensors, end = {}, 0
     for name, about in sorted(described.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = about["data_offsets"]
         if start != end:
             raise ValueError(f"'{name}' doesn't begin where the one before ends")
-        cells, end = torch.empty(stop - start, dtype=torch.uint8), stop
+        if stop > size:
+            raise ValueError("it is cut off")
+        cells, end = _memory_for(stop - start), stop
         space = cells.numpy().data
         while space and (read := opened.readinto(space)):
             space = space[read:]
@@ -119,6 +126,13 @@ def _tensors(opened: Any, described: Mapping[str, Any]) -> dict[str, Tensor]:
     if opened.read(1):
         raise ValueError("it is too long")
     return tensors
+
+
+def _memory_for(size: int) -> Tensor:
+    try:
+        return torch.empty(size, dtype=torch.uint8)
+    except RuntimeError as error:  # torch's own word for it
+        raise MemoryError from error
 
 
 def _memory(tensor: Tensor) -> Any:

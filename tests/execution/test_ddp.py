@@ -21,7 +21,7 @@ from orchestrator.execution.deaths import MAX_RESTARTS
 from orchestrator.execution.gang import _Member
 from orchestrator.execution.hub import Hub
 from orchestrator.execution.inline import Inline
-from orchestrator.execution.messages import Answer, Rank
+from orchestrator.execution.messages import Answer, Heard, Rank, State
 from orchestrator.training import checkpoint
 from tests.contracts.executor_contract import ExecutorContract, MakeJob, alive, finish, finish_all, same, wait_until
 
@@ -63,6 +63,19 @@ def test_a_rank_that_hangs_is_found_within_the_time_that_the_experiment_says(tim
     assert collective_s + settle_s == timeout_s
     assert collective_s >= 0.75 * timeout_s
     assert settle_s >= 2, "each of the others is to say that it gave up"
+
+
+def test_a_gang_that_starts_is_asked_to_leave_its_node_when_it_is_up() -> None:
+    made: Any = Gangs.__new__(Gangs)
+    asked = list[int]()
+    made.hub = SimpleNamespace(move=SimpleNamespace(remote=asked.append))
+    made.head = SimpleNamespace(check=lambda: None)
+    made.leaving, made.stall = SimpleNamespace(nodes=frozenset({"node"})), SimpleNamespace(progress=lambda: None)
+    made.moved, made.running = set(), {}
+    for up in (False, False, True, True):
+        made.heard = Heard([], [], [State(up, frozenset({"node"}), None, None, None)])
+        made._look_around()
+    assert asked == [0], "once, and not while nobody would hear it"
 
 
 def raise_next(errors: list[Exception]) -> None:

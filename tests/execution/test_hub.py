@@ -156,6 +156,43 @@ def test_a_rank_that_does_not_say_that_its_collective_timed_out_hangs(says: str,
     run(case)
 
 
+@pytest.mark.parametrize("first", ["Timed out waiting 20000ms for recv operation", "Connection closed by peer"])
+def test_a_rank_that_timed_out_closes_its_connections_and_who_sees_that_waits_for_the_name_too(first: str) -> None:
+    """As gloo does it: whoever waits for the one that gave up is told that it is gone, within a moment, before or after its word."""
+    said = {0: first, 2: ({"Timed out waiting 20000ms for recv operation", "Connection closed by peer"} - {first}).pop()}
+
+    async def case() -> None:
+        hub = Hub(1, 0.3)
+        for number in range(3):
+            await hub.register(0, rank(number, size=3))
+        reports = [asyncio.create_task(hub.lost(0, rank(number, size=3), says)) for number, says in said.items()]
+        await asyncio.sleep(0.1)
+        assert not any(report.done() for report in reports), "a rank that ends now has the others ended, before it is known who hangs"
+        heard = await hub.wait(5)
+        assert [[r.rank for r in each.ranks] for each in heard.hung] == [[1]]
+        await hub.settled(0)
+        await asyncio.wait_for(asyncio.gather(*reports), 5)
+
+    run(case)
+
+
+def test_ranks_that_were_started_anew_meanwhile_are_not_taken_for_those_that_hang() -> None:
+    async def case() -> None:
+        hub = Hub(1, 0.1)
+        for number in range(3):
+            await hub.register(0, rank(number, size=3))
+        report = asyncio.create_task(hub.lost(0, rank(0, size=3), "Timed out waiting 20000ms for recv operation"))
+        await asyncio.sleep(0)
+        for number in range(3):
+            await hub.register(0, rank(number, "another node", size=3))
+        await asyncio.wait_for(report, 5)
+        assert (await hub.wait(0)).hung == []
+        await asyncio.wait_for(hub.lost(0, rank(1, size=3), "Timed out waiting 20000ms for recv operation"), 5)
+        assert (await hub.wait(0.2)).hung == [], "the word of one that was replaced"
+
+    run(case)
+
+
 def test_a_trial_without_memory_runs_alone_on_its_nodes_and_gangs_elsewhere_go_on() -> None:
     async def case() -> None:
         hub = Hub(3, 1)

@@ -19,6 +19,8 @@ from orchestrator.events import RunStarted
 from orchestrator.experiment.config import Experiment
 from orchestrator.records import tracking
 from orchestrator.records.ledger import Launch, Ledger
+from orchestrator.records.mirror import mirror, mirror_of, restore
+from orchestrator.records.tracking.send import Sender
 from orchestrator.training.rows import publish
 from tests.records.conftest import Record, events
 
@@ -208,6 +210,42 @@ def test_what_can_be_resumed_stays_until_it_is_old(closed: str | None, sweep: Sw
         assert removed(gc("corners", keep="top:0")) == []
     assert len(there(folder / ".orchestrator")["checkpoints"]) == 3
     assert removed(gc("corners", older="0s")) == [0, 1, 2, None]
+
+
+def test_what_a_launch_that_failed_left_to_go_on_with_stays_too(begin: Record, sweep: Sweep, ledger: Ledger, folder: Path) -> None:
+    """As one ends whose workers can't start any more."""
+    launch = sweep(closed=None)
+    ledger.append(launch.id, events(3, ("interrupted", None, None)))
+    ledger.note(launch.id, None, "closed", {"state": "failed", "tags": {"state": "failed"}, "metrics": {}, "note": ""})
+    tracking.sync(folder / ".orchestrator")
+    with pytest.warns(Note, match="4 runs not removed: s1 was interrupted and can be resumed"):
+        assert removed(gc("corners", keep="top:0")) == []
+
+
+def test_what_another_machine_goes_on_with_stays_however_old_it_is_here(sweep: Sweep, ledger: Ledger, folder: Path, tmp_path: Path) -> None:
+    launch = sweep(closed="interrupted", storage=str(tmp_path / "shared"))
+    copies = mirror_of(str(tmp_path / "shared"), launch.name, launch.command)
+    mirror(ledger.path, copies, launch.id)
+    restore(copies, tmp_path / "there", launch.id)
+    other = Ledger(tmp_path / "there")
+    other.reopen(launch, int(time.time() * 1000))
+    other.append(launch.id, [RunStarted(3, int(time.time() * 1000), {}, {})])
+    mirror(other.path, copies, launch.id)
+    Sender(other).send()
+    with pytest.warns(Note, match="s1 is running elsewhere, as far as MLflow has it"):
+        assert removed(gc("corners", older="0s")) == []
+    assert len(there(folder / ".orchestrator")["checkpoints"]) == 3
+
+
+def test_data_that_an_earlier_gc_began_to_remove_go_with_the_next(sweep: Sweep, folder: Path) -> None:
+    sweep()
+    left = folder / ".orchestrator" / "data" / ".removing-0"
+    left.mkdir()
+    (left / "train.parquet").write_bytes(b"y")
+    gc("corners", keep="top:1", dry_run=True)
+    assert left.exists()
+    gc("corners", keep="top:1")
+    assert not left.exists()
 
 
 def test_what_mlflow_has_not_got_yet_is_sent_first_and_what_can_not_be_sent_stays(

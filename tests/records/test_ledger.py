@@ -54,6 +54,24 @@ def test_what_was_appended_is_there_for_another_process_at_once(ledger: Ledger, 
     other.close()
 
 
+def test_ctrl_c_at_the_beginning_of_a_step_hinders_no_later_one(ledger: Ledger, tmp_path: Path) -> None:
+    ledger._db.execute("begin immediate")  # where it may come: before the step knows that it has begun
+    ledger._db.execute("insert into entries (launch, kind, data, at_ms) values ('one', 'started', '{}', 0)")
+    ledger.note("one", None, "closed", {"state": "interrupted"})
+    assert [entry.kind for entry in Ledger(tmp_path).entries()] == ["closed"]
+
+
+def test_a_launch_that_was_taken_is_sent_by_the_other_one_until_it_is_resumed_here(ledger: Ledger) -> None:
+    ledger.launch(launch())
+    assert ledger.unsent(PLACE) == ["one"]
+    ledger.note("one", None, "taken", {"by": "elsewhere"})
+    assert (ledger.unsent(PLACE), ledger.left(PLACE)) == ([], 0)
+    ledger.reopen(launch(), 9)
+    assert (ledger.unsent(PLACE), ledger.left(PLACE)) == (["one"], 3)
+    ledger.note("one", None, "taken", {"by": "elsewhere"})
+    assert (ledger.unsent(PLACE), ledger.left(PLACE)) == ([], 0)
+
+
 def test_events_are_appended_all_or_none(ledger: Ledger) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
         ledger.append("one", [started(0), RunStarted(1, 10, {"path": Path()}, {})])

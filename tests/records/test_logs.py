@@ -51,10 +51,12 @@ def test_output_lies_beside_the_ledger_and_a_cluster_s_nodes_copy_it_to_the_stor
     assert places(home, launch, 3)[1:] == ["/shared/sweep-1-3"]
 
 
-def test_of_a_rank_that_lies_in_two_places_the_first_counts_and_one_that_can_not_be_read_hides_no_other(tmp_path: Path) -> None:
-    here, there = write(tmp_path / "here", rank_0="here"), write(tmp_path / "there", rank_0="not all", rank_1="there")
-    found = files([str(here), "nosuch://bucket/run", str(there)])
-    assert [(file.rank, file.content) for file in found] == [(0, b"here"), (1, b"there")]
+def test_of_a_rank_that_lies_in_two_places_the_longer_counts_and_one_that_can_not_be_read_hides_no_other(tmp_path: Path) -> None:
+    here = write(tmp_path / "here", rank_0="all of it", rank_1="its beginning", rank_2="here")
+    there = write(tmp_path / "there", rank_0="not all", rank_1="its beginning, and what came elsewhere", rank_3="there")
+    found = files([str(here), "nosuch://bucket/run", str(there)], largest=19)
+    cut = b"... 19 bytes before this are left out\nwhat came elsewhere"
+    assert [(file.rank, file.content) for file in found] == [(0, b"all of it"), (1, cut), (2, b"here"), (3, b"there")]
 
 
 def test_in_a_bucket_that_is_named_with_options_a_file_has_its_own_name_here_and_in_mlflow(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from orchestrator.storage import StorageError
 from orchestrator.training import checkpoint
 from orchestrator.training.checkpoint import Writer, load, name_of
-from orchestrator.training.state_file import from_bytes, pieces, to_bytes
+from orchestrator.training.state_file import Damaged, from_bytes, pieces, to_bytes
 
 EVERY_DTYPE = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool)
 
@@ -117,6 +117,32 @@ def test_a_truncated_file_is_noticed_by_its_name(length: int, tmp_path: Path) ->
 
 def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_without_memory_for_it_a_checkpoint_is_not_damaged_but_can_not_be_read_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the run would begin anew, and delete what is whole."""
+    writer = Writer(str(tmp_path))
+    writer.save({"weights": torch.arange(50.0)})
+    writer.flush()
+
+    def no_memory(*size: int, **how: Any) -> torch.Tensor:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate 200 bytes"
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "empty", no_memory)
+        with pytest.raises(StorageError, match="there is no memory for it") as failed:
+            checkpoint.newest(str(tmp_path))
+    assert not isinstance(failed.value, Damaged)
+    assert checkpoint.newest(str(tmp_path)).number == 1
+
+
+def test_a_length_that_the_file_does_not_have_is_damage_whatever_memory_there_is(tmp_path: Path) -> None:
+    content = to_bytes({"weights": torch.arange(50.0)})
+    assert content.count(b'"data_offsets": [0, 200]') == 1
+    with pytest.raises(Damaged, match="it is cut off"):
+        from_bytes(content.replace(b'"data_offsets": [0, 200]', b'"data_offsets":[0,9999]'.ljust(24)), "it")
 
 
 def test_a_write_that_fails_leaves_the_one_before_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
