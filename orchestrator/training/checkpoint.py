@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,18 +53,22 @@ def probe(base: str) -> None:
 
 @dataclass(frozen=True)
 class Found:
-    """The newest good state at a URI and its generation; (None, 0) if there is none. `notes`: what was wrong, a sentence each."""
+    """The newest good state at a URI and its generation; (None, 0) if there is none.
+
+    `damaged`: the generations after it, of no use; `notes`: what was wrong, a sentence each.
+    """
 
     state: Any | None = None
     number: int = 0
     notes: tuple[str, ...] = ()
+    damaged: tuple[int, ...] = ()
 
 
 def newest(uri: str) -> Found:
     """The newest state that is whole. Raises StorageError if what there is can't be told now."""
     numbers = _numbers(names(uri))
     wrong = []
-    for number in numbers:
+    for place, number in enumerate(numbers):
         try:
             state = read(uri, number)
         except Damaged as error:
@@ -72,8 +76,9 @@ def newest(uri: str) -> Found:
             continue
         if len(numbers) < KEPT and number > 1:
             wrong.append(f"one of the two checkpoints in '{uri}' is missing")
-        return Found(state, number, tuple(f"{each}: '{name_of(number)}' is used" for each in wrong))
-    return Found(notes=tuple(f"{each}{NONE_LEFT}" for each in wrong[:1]))
+        notes = tuple(f"{each}: '{name_of(number)}' is used" for each in wrong)
+        return Found(state, number, notes, tuple(numbers[:place]))
+    return Found(notes=tuple(f"{each}{NONE_LEFT}" for each in wrong[:1]), damaged=tuple(numbers))
 
 
 def load(uri: str) -> Any | None:
@@ -111,11 +116,11 @@ def _numbers(there: list[str]) -> list[int]:
 class Writer:
     """Writes generations to a URI in a thread: `save` blocks for the copy only, and for the one before if that isn't written yet.
 
-    `number` is the generation that the run goes on from: what is newer was damaged, and is written anew.
+    `number` is the generation that the run goes on from; `damaged` ones after it go before they are written anew.
     """
 
-    def __init__(self, uri: str, number: int = 0) -> None:
-        self.uri, self.number, self._first = uri, number, True
+    def __init__(self, uri: str, number: int = 0, damaged: Sequence[int] = ()) -> None:
+        self.uri, self.number, self._damaged, self._first = uri, number, frozenset(damaged), True
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: StorageError | None = None
@@ -146,7 +151,7 @@ class Writer:
         def work() -> None:
             try:
                 if self._first:
-                    self._prune(lambda number: number > self.number)
+                    self._prune(self._damaged.__contains__)
                     self._first = False
                 write_file(self.uri, name_of(self.number + 1), pieces(copied))
                 self.number += 1
@@ -162,7 +167,7 @@ class Writer:
     def _prune(self, goes: Callable[[int], bool]) -> None:
         """Delete generations; before the first is written also what processes left that were killed. What can't be listed is left.
 
-        What is newer later on is somebody else's: of a driver that goes on with the run elsewhere, and has given up this one for dead.
+        What is newer otherwise is somebody else's: of a driver that goes on with the run elsewhere, and has given up this one for dead.
         """
         try:
             there = names(self.uri)

@@ -14,11 +14,11 @@ from orchestrator.training.loop import Training
 
 
 class Kept:
-    """A run's record beside its training. Every rank has one; rank 0 writes the checkpoints, the generations after `number`."""
+    """A run's record beside its training. Every rank has one; rank 0 writes the checkpoints, the generations after those `before`."""
 
-    def __init__(self, training: Training, uri: str, number: int) -> None:
+    def __init__(self, training: Training, uri: str, before: checkpoint.Found) -> None:
         self.training, self.rank, self.world_size = training, training.settings.rank, training.settings.world_size
-        self.writer = checkpoint.Writer(uri, number)
+        self.writer = checkpoint.Writer(uri, before.number, before.damaged)
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] | None = None
         self.best_weights: dict[str, torch.Tensor] = {}

@@ -123,7 +123,7 @@ class _Trial:
         if job.origin is not None and before.state is None:
             transfer.load(family, job.origin)
         self.training = self._training(family, train, validation)
-        self.kept = Kept(self.training, job.checkpoints, before.number)
+        self.kept = Kept(self.training, job.checkpoints, before)
         self.pauses = Pauses(job.experiment.training.checkpoint_every, stop, place.rank, place.world_size, place.device)
         seeds.set_all(job.experiment.training.seed + 7919 * place.rank)  # dropout differs between ranks, initial weights don't
         news = before.notes or self._missing() if before.state is None else before.notes + self.kept.resume(before.state)

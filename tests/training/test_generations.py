@@ -17,10 +17,12 @@ from orchestrator.storage import StorageError
 from orchestrator.training import checkpoint
 from orchestrator.training.checkpoint import Found, Writer, folder_of, load, newest
 
+NOTHING = Found()
 
-def write(uri: str, *epochs: int, after: int = 0) -> Writer:
+
+def write(uri: str, *epochs: int, after: Found = NOTHING) -> Writer:
     """A state for each epoch, one after the other."""
-    writer = Writer(uri, after)
+    writer = Writer(uri, after.number, after.damaged)
     for epoch in epochs:
         writer.save({"epoch": epoch})
         writer.flush()
@@ -57,12 +59,22 @@ def test_what_another_driver_writes_meanwhile_stays(place: tuple[str, Path]) -> 
     """Of two that write one run, the one that was given up for dead writes its last state late."""
     uri, folder = place
     late = write(uri, 1, 2)
-    write(uri, 3, 4, 5, after=2)
+    write(uri, 3, 4, 5, after=newest(uri))
     (folder / ".checkpoint-6.safetensors.abcd").touch()  # the other one's, half written
     late.save({"epoch": 3})
     late.flush()
     assert files(folder) == [".checkpoint-6.safetensors.abcd", *(f"checkpoint-{number}.safetensors" for number in (3, 4, 5))]
     assert load(uri) == {"epoch": 5}
+
+
+def test_it_stays_too_where_the_one_that_was_given_up_for_dead_had_written_nothing_yet(place: tuple[str, Path]) -> None:
+    uri, folder = place
+    late = Writer(uri)
+    write(uri, 1, 2)
+    late.save({"epoch": 1})
+    late.flush()
+    assert files(folder) == ["checkpoint-1.safetensors", "checkpoint-2.safetensors"]
+    assert load(uri) == {"epoch": 2}
 
 
 def test_where_nothing_was_written_there_is_nothing_to_say(place: tuple[str, Path]) -> None:
@@ -120,7 +132,7 @@ def test_a_damaged_file_is_written_anew_and_never_one_of_the_two_that_are_kept(p
     uri, folder = place
     write(uri, 1, 2, 3)
     spoil(folder / "checkpoint-3.safetensors", "flipped")
-    write(uri, 33, after=newest(uri).number)
+    write(uri, 33, after=newest(uri))
     assert files(folder) == ["checkpoint-2.safetensors", "checkpoint-3.safetensors"]
     assert newest(uri) == Found({"epoch": 33}, 3, ())
 
@@ -130,7 +142,7 @@ def test_a_run_that_starts_anew_leaves_none_of_the_damaged_files(place: tuple[st
     write(uri, *range(1, 10))
     for path in folder.iterdir():
         spoil(path, "cut")
-    write(uri, 1, after=newest(uri).number)
+    write(uri, 1, after=newest(uri))
     assert files(folder) == ["checkpoint-1.safetensors"]
     assert newest(uri) == Found({"epoch": 1}, 1, ())
 
@@ -139,7 +151,7 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path)
     write(str(tmp_path), 1)
     (tmp_path / ".checkpoint-2.safetensors.12345").write_bytes(b"half")
     (tmp_path / "error.txt").write_bytes(b"is no checkpoint")
-    write(str(tmp_path), 2, after=1)
+    write(str(tmp_path), 2, after=newest(str(tmp_path)))
     assert files(tmp_path) == ["checkpoint-1.safetensors", "checkpoint-2.safetensors", "error.txt"]
 
 
@@ -178,6 +190,9 @@ class Unreadable:
 
     def __exit__(self, *given: object) -> None:
         pass
+
+    def seek(self, *given: int) -> int:
+        return 0
 
     def read(self, size: int) -> bytes:
         raise ConnectionError("the network is away")
