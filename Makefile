@@ -1,5 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
+LONGEST := tests/e2e/ tests/execution/
+OTHERS := $(filter-out $(LONGEST) tests/__pycache__/,$(wildcard tests/*/) $(wildcard tests/test_*.py))
 
 .PHONY: setup demo test test-long lint clean
 
@@ -29,9 +31,9 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: setup lint  ## everything that CI checks; two files at a time, since each starts processes of its own
+test: setup lint  ## everything that CI checks; two files at a time, since each starts processes of its own, the longest first
 	$(BIN)/python -m pytest -m alone
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=30
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 $(LONGEST) $(OTHERS)
 
 test-long: setup  ## more of the same: other seeds of what is random, other families with two workers
 	$(BIN)/python -m pytest -m long

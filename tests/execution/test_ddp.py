@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from orchestrator.execution.hub import Hub
 from orchestrator.execution.inline import Inline
 from orchestrator.execution.messages import Answer, Heard, Rank, State
 from orchestrator.training import checkpoint
-from tests.contracts.executor_contract import ExecutorContract, MakeJob, alive, finish, finish_all, same, wait_until
+from tests.contracts.executor_contract import ExecutorContract, Jobs, MakeJob, alive, finish, finish_all, same, wait_until
 
 LONG = ("training.epochs=30", "training.batch_size=64", "model.norm=none")
 
@@ -187,6 +188,31 @@ class TestGangs(ExecutorContract):
         ray.kill(hub)
         assert rank._tell(hub.next.remote(0, 0.01)) is Answer.END
         assert "died: this process ends" in capsys.readouterr().err
+
+
+@pytest.mark.long
+class TestThree(Jobs):
+    @pytest.mark.parametrize("number", [0, 1, 2])
+    def test_among_three_ranks_the_one_that_hangs_is_named_though_the_others_lose_each_other_too(
+        self, local_ray: Found, job: MakeJob, number: int
+    ) -> None:
+        """gloo closes the connections of a rank whose collective timed out."""
+        gangs, stopped = Gangs(1, (3, 3), 0.5, 0, timeout_s=20), list[Rank]()
+
+        def stop(slot: int, event: EpochEnded, before: bool) -> None:
+            if event.epoch == 2 and not before and not stopped:
+                stopped.append(rank_of(gangs, 0, number))
+                os.kill(stopped[0].pid, signal.SIGSTOP)
+
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always", Note)
+                [events] = finish_all(gangs, {0: job(0, *LONG)}, stop).values()
+        finally:
+            gangs.close(10)
+        assert events[-1].state == "finished"  # type: ignore[union-attr]
+        notes = [str(each.message) for each in said if "hung" in str(each.message)]
+        assert [note.partition(" hung")[0] for note in notes] == [f"rank {number} of trial 0"]
 
 
 def rank_of(gangs: Gangs, slot: int, number: int) -> Rank:
