@@ -83,6 +83,10 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
                 beside.finish(_state(reason), AT_ONCE_S if hurried else FINISH_S, error=str(reason))
             if earlier is not None and isinstance(reason, KeyboardInterrupt):  # before it went on
                 raise Interrupted(f"interrupted; to go on: {again}") from None
+            if isinstance(reason, KeyboardInterrupt):
+                raise Interrupted(
+                    "interrupted before anything had begun: there is nothing to resume, type the same command again"
+                ) from None
             raise
         beside.stop()
         connected.close()

@@ -154,7 +154,10 @@ def _unknown(command: str, which: str, known: list[str]) -> Refused:
 
 
 def _differs(command: str, launch: Launch, before: Any, now: Any) -> str:
-    return f"it was {before!r} in {command} {launch.id}, and is {now!r} now: only {', '.join(MAY_DIFFER)} may differ in what is resumed"
+    return (
+        f"it was {before!r} in {command} {launch.id}, and is {now!r} now, in the file or by default: say on the command line what was said "
+        f"then; only {', '.join(MAY_DIFFER)} may differ in what is resumed"
+    )
 
 
 def begin(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: str) -> Begun:
@@ -173,6 +176,8 @@ def begin(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: st
     if events:
         ended = sum(isinstance(e, RunEnded) and e.state != "interrupted" for e in events)
         _say(f"{launch} goes on: runs that had ended: {ended}, under way: {len(runs)}")
+        if command == "sweep" and not runs and ended >= plan.trials:
+            _say(f"no trial is left to run: {ended} have ended, and sweep.trials is {plan.trials}")
     elif isinstance(judge.search, Search) and judge.search.first is None and experiment.sweep.search != "grid":
         _say("the file's own values lie outside sweep.space: no trial has them")
     return Begun(judge, runs)

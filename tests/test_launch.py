@@ -47,6 +47,17 @@ def test_who_is_told_of_a_launch_hears_of_an_interrupt_as_such(
     assert told == [state]
 
 
+def test_an_interrupt_before_anything_had_begun_promises_no_resume(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def begin(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "_begin", begin)
+    monkeypatch.setattr(Beside, "start", lambda self: None)
+    monkeypatch.setattr(Beside, "finish", lambda self, state, *given, **more: (0, None))
+    with pytest.raises(Interrupted, match="before anything had begun: there is nothing to resume"):
+        api.train(experiment)
+
+
 def test_the_plan_of_a_run_that_may_have_more_workers_or_fewer_says_how_many_it_needs(experiment: str) -> None:
     planned = api.plan(experiment, ["scaling.workers=[1,2]"], command="train").document()
     assert list(planned)[-1] == "fewest"

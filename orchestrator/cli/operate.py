@@ -36,6 +36,8 @@ def logs(
     if not shown:
         for rank, line in done.lines():
             write(rank, line)
+    if not shown:
+        output.say("it has printed nothing" + ("" if done.files else " that is kept"))
     if done.trace:
         output.say(f"it failed; the whole trace: {done.trace}")
 

@@ -11,7 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from orchestrator.errors import ExperimentError, Problem, Refused
 
-Lines = dict[str, int]  # a key's dotted path -> its line in the file
+Lines = dict[str, int | None]  # a key's dotted path -> its line in the file; None: it is from the command line
 
 
 def parse_file(path: Path) -> tuple[dict[str, Any], Lines]:
@@ -74,7 +74,7 @@ def apply_override(tree: dict[str, Any], lines: Lines, override: str) -> None:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not key:
-        raise Refused(f"'{override}' is no KEY=VALUE, such as training.epochs=3")
+        raise Refused(f"'{override}' is no KEY=VALUE, such as training.epochs=3; nor is it the id of a launch, for --resume")
     try:
         value = parse_value(text)
     except ValueError as error:
@@ -89,3 +89,4 @@ def apply_override(tree: dict[str, Any], lines: Lines, override: str) -> None:
     node[parts[-1]] = value
     for known in [k for k in lines if k == key or k.startswith(f"{key}.")]:
         del lines[known]
+    lines[key] = None

@@ -170,11 +170,10 @@ class _Reader:
     # tools ------------------------------------------------------------------------------------------------------------------
 
     def _problem(self, key: str, message: str) -> None:
-        line, parent = None, key
-        while line is None and parent:
-            line = self.lines.get(parent)
-            parent = parent.rpartition(".")[0]
-        self.problems.append(Problem(key, line, message))
+        known = key
+        while known and known not in self.lines:
+            known = known.rpartition(".")[0]
+        self.problems.append(Problem(key, self.lines.get(known), message))
 
     def _mapping(self, key: str, value: Any) -> Mapping[str, Any] | None:
         if value is None:
