@@ -50,6 +50,13 @@ def test_rays_own_loader_takes_the_launchers_file(kind: str, needs: Needs) -> No
 
 
 @pytest.mark.parametrize("kind", ["aws", "gcp"])
+def test_every_node_is_started_with_the_token_which_ray_start_does_not_look_for_by_itself_where_it_joins(kind: str) -> None:
+    config = launcher(kind, NEEDS)
+    started = [line for part in ("head", "worker") for line in config[f"{part}_start_ray_commands"] if "ray start" in line]
+    assert [line.partition(";")[0] for line in started] == ["export RAY_AUTH_MODE=token"] * 2
+
+
+@pytest.mark.parametrize("kind", ["aws", "gcp"])
 @pytest.mark.parametrize(
     ("needs", "used", "nodes"),
     [
