@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 
 from . import every_node, versions
-from .handshake import ANSWER_S, CLIENT, ClusterError, greet, nodes_here, resolved
+from .handshake import ANSWER_S, CLIENT, ClusterError, greet, nodes_here, resolved, use_token
 from .resources import Found, of_cluster
 from .wheel import make_wheel
 
@@ -128,9 +128,8 @@ def _join(address: str, folder: Path, environment: Mapping[str, object], package
     if not where.startswith(CLIENT) and not nodes_here():
         raise ClusterError(_no_node(address))
     import ray
-    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # else Ray sends none to a HOST:PORT unless RAY_AUTH_MODE says so
+    use_token()
     wheel = make_wheel("orchestrator", version, packages, folder)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     try:

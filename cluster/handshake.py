@@ -7,6 +7,7 @@ has no public form of it, so the messages are Ray's own (`ray.core.generated`); 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -35,6 +36,14 @@ def resolved(address: str) -> str:
     if not (host and colon and port.isdigit()) or "://" in host:
         raise ClusterError(f"'{address}' is no address of a cluster: give HOST:PORT, ray://HOST:PORT or auto")
     return address
+
+
+def use_token() -> None:
+    """Have Ray send this machine's token, if there is one: by itself it does where it starts a cluster, or where RAY_AUTH_MODE says so."""
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)  # it says so each time
+    from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
+
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
 
 
 def greet(address: str) -> None:

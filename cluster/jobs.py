@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .connect import ANSWER_S, ClusterError
+from .handshake import use_token
 from .usage import Node, usage
 
 GONE_AFTER_S = 60.0  # how long a follower waits for a cluster that no longer answers
@@ -56,13 +57,12 @@ class Jobs:
     def __init__(self, address: str) -> None:
         self.given = address
         with _said_once(address):
+            use_token()
             self.address = _dashboard_of(address)
             _refuse_silence(self.address)
             with _without("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray prefers them to what it is given
-                from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
                 from ray.job_submission import JobSubmissionClient
 
-                maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # else Ray sends none unless RAY_AUTH_MODE says so
                 for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
                     logging.getLogger(name).setLevel(logging.ERROR)
                 self._client: Any = JobSubmissionClient(self.address)
