@@ -154,7 +154,10 @@ def test_a_token_in_its_usual_place_is_sent_without_any_setting(shell: Shell, no
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text(Path(nodes.env["RAY_AUTH_TOKEN_PATH"]).read_text())
     env = {name: value for name, value in shell.env.items() if not name.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
-    assert jobs(Shell(shell.folder, env)) == jobs(shell)
+    without = Shell(shell.folder, env)
+    assert jobs(without) == jobs(shell)
+    assert without.run("cluster", "jobs", "--address", nodes.address, "--json").json["jobs"] == jobs(shell)
+    assert "Token authentication" not in without.run("cluster", "status").err
 
 
 def test_an_unknown_job_is_told_the_known_ones(shell: Shell, running: str) -> None:

@@ -84,8 +84,9 @@ def test_no_progress_is_said_again_and_again_and_progress_ends_it(monkeypatch: p
     monkeypatch.setattr(watch, "shortage", lambda *asked: f"{asked[0]} workers wait for {asked[1]}")
     stall = Stall(every_s=0)
     for _ in range(2):
-        with pytest.warns(Note, match=r"no progress for 0 s: 2 workers wait for \{'CPU': 1\}"):
+        with pytest.warns(Note, match=r"no progress for 0 s: 2 workers wait for \{'CPU': 1\}") as said:
             stall.check(2, {"CPU": 1}, lambda: True)
+        assert len(said) == 1
     stall.every_s = 60
     stall.progress()
     stall.check(2, {"CPU": 1}, lambda: True)
@@ -98,8 +99,9 @@ def test_a_worker_that_ray_still_starts_is_no_shortage_for_a_while(monkeypatch: 
     stall.check(1, {"CPU": 1}, lambda: True)
     stall.since -= 1
     stall.said_at -= 1
-    with pytest.warns(Note, match="Ray has room for the workers, and still starts them"):
+    with pytest.warns(Note, match="Ray has room for the workers, and still starts them") as said:
         stall.check(1, {"CPU": 1}, lambda: True)
+    assert len(said) == 1, "only after a while"
 
 
 class TestShortage:
