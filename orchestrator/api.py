@@ -94,7 +94,7 @@ def sweep(
 
 
 def _launch(command: Command, path: str, overrides: Overrides, address: str | None, resume: str | None, show: launching.Show) -> Outcome:
-    asked = asking.ask(Path(path), overrides)
+    asked = asking.ask(Path(path), overrides, writes=True)
     out = launching.run(command, asked, address or os.environ.get("RAY_ADDRESS") or None, show, resume)
     if not out.results:
         raise Interrupted(f"{out.why or 'interrupted'} before the first run had begun")

@@ -60,10 +60,12 @@ def home() -> Path:
     return Path.cwd() / ".orchestrator"
 
 
-def ask(path: Path, overrides: Sequence[str]) -> Asked:
-    """Read an experiment, prepare its data, check that they fit. Raises Refused."""
+def ask(path: Path, overrides: Sequence[str], writes: bool = False) -> Asked:
+    """Read an experiment, prepare its data, check that they fit; first, if it `writes` checkpoints, that it may. Raises Refused."""
     folder = path.resolve().parent
     experiment = read(path, overrides, catalog(folder))
+    if writes:
+        _check_storage(experiment)
     prepared = prepare_data(experiment, folder)
     cls = names.load(experiment.model.family, FAMILIES, "family", folder)
     misfit = cls.misfit(prepared.schema)
@@ -138,8 +140,8 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
-def check_storage(experiment: Experiment) -> None:
-    """Whether checkpoints can be written where the file says, before anything is trained for them."""
+def _check_storage(experiment: Experiment) -> None:
+    """Whether checkpoints can be written where the file says."""
     if experiment.storage.path is not None:
         try:
             probe(experiment.storage.path)

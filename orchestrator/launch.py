@@ -19,13 +19,13 @@ import pipelines
 from cluster.connect import ClusterError, connect
 from cluster.resources import Found, this_machine
 from orchestrator import resuming
-from orchestrator.asking import Asked, check_storage, home, plan_of, sent_to_cluster
+from orchestrator.asking import Asked, home, plan_of, sent_to_cluster
 from orchestrator.beside import Beside
 from orchestrator.closing import closing, conclude, warm_up
 from orchestrator.deployment import scoring
 from orchestrator.errors import Failed, Interrupted, Lost, Note, OrchestratorError, Refused, Taken
 from orchestrator.events import Event
-from orchestrator.execution.executor import Executor
+from orchestrator.execution.executor import GRACE_S, Executor
 from orchestrator.execution.sweep import drive
 from orchestrator.experiment.config import ScalingConfig
 from orchestrator.experiment.plan import Command, Plan
@@ -42,7 +42,6 @@ Show = Callable[[Event | Plan], None]
 FINISH_S = 20.0  # how long an ending command waits for an MLflow that doesn't answer
 SOON_S = 15.0  # ... one that was interrupted
 AT_ONCE_S = 1.0  # ... twice
-GRACE_S = 10.0  # for runs under way to write a checkpoint, when a command is interrupted
 HOOK = "orchestrator.execution.set_up_worker"
 
 
@@ -53,7 +52,6 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
     """
     check_store(destination())
     began = time.time()
-    check_storage(asked.experiment)
     beside = Beside(home(), asked.experiment)
     earlier = resuming.earlier(command, asked, resume) if resume is not None else None
     with contextlib.ExitStack() as held:
@@ -185,6 +183,7 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
 
     why: str | None = None
     error: str | None = None
+    full: str | None = None  # what is used up of the budget
     grace_s = GRACE_S
     executor = make_executor(plan, asked.experiment.scaling)  # before the search: its workers start while that is made
     try:
@@ -192,8 +191,7 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
         if plan.executor != "inline":
             warm_up(asked.family.task)
         drive(executor, begun.judge, Trials(asked, plan, launch).make, append, begun.under_way)
-        if (full := begun.judge.meter.full()) is not None:
-            warnings.warn(f"the budget is used up: {full}", Note, stacklevel=1)
+        full = begun.judge.meter.full()
     except KeyboardInterrupt:
         why = "interrupted"
         warnings.warn(
@@ -212,6 +210,9 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
     if state == "failed":
         error = failure(results)
     winner = conclude(home(), ledger, launch, asked.experiment, asked.prepared, state, results, error)
+    if full is not None:
+        without = "" if winner else "; no run had ended an epoch: there is no winner"
+        warnings.warn(f"the budget is used up: {full}{without}", Note, stacklevel=1)
     return Ended(state, winner, why, error)
 
 

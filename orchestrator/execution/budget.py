@@ -28,6 +28,7 @@ class Meter:
         for event in events:
             self.see(event)
         self._at.clear()  # nothing of it runs any more
+        self.spent_before = self.over() is not None
 
     def see(self, event: Event) -> None:
         """Count an event."""
@@ -47,15 +48,30 @@ class Meter:
 
     def over(self) -> str | None:
         """The part of the budget that is used up, in a sentence."""
+        for key, limit, used, _ in self._used():
+            if used >= limit:
+                return f"budget.{key}: {used:.4g} of {limit:g} are used"
+        return None
+
+    def left_s(self) -> float | None:
+        """Seconds until a part of it is used up, as runs go now. None: never, or it was before this command began."""
+        if self.spent_before:
+            return None
+        return min((max(0.0, (limit - used) / rate) for _, limit, used, rate in self._used() if rate), default=None)
+
+    def _used(self) -> list[tuple[str, float, float, float]]:
+        """(key, limit, what is used of it, how much more each second) of what is bounded in time."""
         now = self.now()
         open_s = [(now - at, self._held[trial]) for trial, at in self._at.items()]
-        cpu_h = (self.cpu_s + sum(s * cpus for s, (cpus, _) in open_s)) / 3600
-        gpu_h = (self.gpu_s + sum(s * gpus for s, (_, gpus) in open_s)) / 3600
-        used = {"gpu_hours": gpu_h, "cpu_hours": cpu_h, "wall_s": self.wall_s + now - self.began}
-        for key, value in used.items():
-            if (limit := getattr(self.budget, key)) is not None and value >= limit:
-                return f"budget.{key}: {value:.4g} of {limit:g} are used"
-        return None
+        cpu_s = self.cpu_s + sum(s * cpus for s, (cpus, _) in open_s)
+        gpu_s = self.gpu_s + sum(s * gpus for s, (_, gpus) in open_s)
+        cpus, gpus = (sum(held[i] for _, held in open_s) for i in (0, 1))
+        found = [
+            ("gpu_hours", self.budget.gpu_hours, gpu_s / 3600, gpus / 3600),
+            ("cpu_hours", self.budget.cpu_hours, cpu_s / 3600, cpus / 3600),
+            ("wall_s", self.budget.wall_s, self.wall_s + now - self.began, 1.0),
+        ]
+        return [(key, limit, used, rate) for key, limit, used, rate in found if limit is not None]
 
     def full(self) -> str | None:
         """Why no further run may begin, in a sentence."""

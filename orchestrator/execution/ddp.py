@@ -10,6 +10,7 @@ the other ranks may wait in a collective.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import tempfile
@@ -128,10 +129,11 @@ class Gangs:
         self.running[slot] = job
         self.hub.submit.remote(slot, job)
 
-    def wait(self) -> list[SlotEvent]:
-        """Block until a gang has an event; every event that is there."""
+    def wait(self, within_s: float | None = None) -> list[SlotEvent]:
+        """Block until a gang has an event; every event that is there, none once the time is over."""
+        until = math.inf if within_s is None else time.monotonic() + within_s
         while True:
-            self._listen()
+            self._listen(max(0.0, min(until - time.monotonic(), LOOK_EVERY_S)))
             for slot, event in self.heard.events:
                 if isinstance(event, RunEnded):
                     self.running.pop(slot, None)
@@ -147,17 +149,35 @@ class Gangs:
             for slot, state in enumerate(self.heard.gangs):
                 if state.broken is not None:
                     raise Failed(f"the workers of gang {slot} can't start: {state.broken}")
+            if time.monotonic() >= until:
+                return []
 
     def verdict(self, slot: int, go_on: bool) -> None:
         """Answer a gang's EpochEnded."""
         self.hub.verdict.remote(slot, go_on)
 
+    def stop(self, grace_s: float) -> list[SlotEvent]:
+        """Ask the runs under way to write a checkpoint and end; what they say within so many seconds. Then the gangs return."""
+        self._closed = True
+        deadline, said = time.monotonic() + grace_s, []
+        self.hub.close.remote()
+        while any(gang.up and gang.slot in self.running for gang in self.heard.gangs) and (rest := deadline - time.monotonic()) > 0:
+            self._listen(min(rest, LOOK_EVERY_S))
+            for slot, event in self.heard.events:
+                said.append((slot, event))
+                if isinstance(event, RunEnded):
+                    self.running.pop(slot, None)
+        until = time.monotonic() + RETURN_S
+        for thread in self.threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return said
+
     def close(self, grace_s: float = 0) -> None:
-        """Ask the runs under way for a checkpoint, wait so long for it, end the gangs with everything that Ray Train started."""
+        """Stop the runs under way, if there is a grace, and end the gangs with everything that Ray Train started."""
         self._closed = True
         try:
             if grace_s > 0 and not self._deaf:
-                self._stop_all(time.monotonic() + grace_s)
+                self.stop(grace_s)
         finally:
             self.leaving.close()
             with contextlib.suppress(Exception):  # the newest of Ray Train's actors
@@ -240,18 +260,6 @@ class Gangs:
             Note,
             stacklevel=2,
         )
-
-    def _stop_all(self, deadline: float) -> None:
-        """Every run under way writes its checkpoint, or the time is up; then the gangs return, for which they get some seconds."""
-        self.hub.close.remote()
-        while any(gang.up and gang.slot in self.running for gang in self.heard.gangs) and (rest := deadline - time.monotonic()) > 0:
-            self._listen(min(rest, LOOK_EVERY_S))
-            for slot, event in self.heard.events:
-                if isinstance(event, RunEnded):
-                    self.running.pop(slot, None)
-        until = time.monotonic() + RETURN_S
-        for thread in self.threads:
-            thread.join(max(0.0, until - time.monotonic()))
 
 
 def shares(timeout_s: float) -> tuple[float, float]:

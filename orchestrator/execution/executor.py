@@ -12,6 +12,8 @@ from typing import Protocol
 from orchestrator.events import EpochEnded, RunEnded
 from orchestrator.training.job import Job
 
+GRACE_S = 10.0  # for runs under way to write a checkpoint, when a command is interrupted or its budget is used up
+
 SlotEvent = tuple[int, EpochEnded | RunEnded]
 
 
@@ -23,14 +25,17 @@ class Executor(Protocol):
     def start(self, slot: int, job: Job) -> None:
         """Give a free slot a job."""
 
-    def wait(self) -> list[SlotEvent]:
-        """Block until at least one slot has an event; every event that is there. An EpochEnded's slot waits for `verdict`.
+    def wait(self, within_s: float | None = None) -> list[SlotEvent]:
+        """Block until at least one slot has an event; every event that is there, none once the time is over.
 
-        Raises Lost if what it runs on is gone, and Failed if its workers can't start.
+        An EpochEnded's slot waits for `verdict`. Raises Lost if what it runs on is gone, and Failed if its workers can't start.
         """
 
     def verdict(self, slot: int, go_on: bool) -> None:
         """Answer a slot's EpochEnded: go on, or end the run."""
 
+    def stop(self, grace_s: float) -> list[SlotEvent]:
+        """Ask the runs under way to end at their next step, with a checkpoint; what they say within so many seconds. No job comes after."""
+
     def close(self, grace_s: float = 0) -> None:
-        """End every process that was started. Runs under way get so many seconds to write a checkpoint; what they say then is dropped."""
+        """End every process that was started; runs under way are stopped before, if there is a grace, and what they say is dropped."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,11 +91,12 @@ class Pool:
         self.works[slot] = Work(slot, job, self._serial)
         self._assign()
 
-    def wait(self) -> list[SlotEvent]:
-        """Block until a slot has an event; every event that is there."""
+    def wait(self, within_s: float | None = None) -> list[SlotEvent]:
+        """Block until a slot has an event; every event that is there, none once the time is over."""
+        until = math.inf if within_s is None else time.monotonic() + within_s
         while True:
             try:
-                done = self._ready()
+                done = self._ready(until - time.monotonic())
                 if done:
                     done, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
                 events = [event for ref in done for event in self._heard(ref)]
@@ -106,15 +108,15 @@ class Pool:
                 self._lost = True
                 raise Lost(f"the connection to Ray broke: {error}") from None
             self._assign()
-            if events:
+            if events or time.monotonic() >= until:
                 return events
 
-    def _ready(self) -> list[Any]:
-        """The first reference that is ready, if any is within a second."""
+    def _ready(self, within_s: float) -> list[Any]:
+        """The first reference that is ready, if any is within that time and a second."""
         if not self._pending:
             time.sleep(SETTLED_S)
             return []
-        done, _ = ray.wait(list(self._pending), num_returns=1, timeout=LOOK_EVERY_S)
+        done, _ = ray.wait(list(self._pending), num_returns=1, timeout=max(0.0, min(within_s, LOOK_EVERY_S)))
         return list(done)
 
     def verdict(self, slot: int, go_on: bool) -> None:
@@ -127,11 +129,34 @@ class Pool:
         if actor is not None:
             self._pending[actor.handle.answer.remote(go_on)] = ("event", actor)
 
+    def stop(self, grace_s: float) -> list[SlotEvent]:
+        """Ask the runs under way to write a checkpoint and end; what they say within so many seconds."""
+        deadline, said = time.monotonic() + grace_s, []
+        left: dict[Any, Actor] = {}
+        for actor in (a for a in self.actors if a.work is not None):
+            if actor.work is not None and actor.work.asks:
+                left[actor.handle.answer.remote(False)] = actor
+            elif actor.work is not None:
+                actor.handle.stop.remote(actor.work.serial)
+        left |= {ref: of for ref, (kind, of) in self._pending.items() if kind == "event"}
+        while left and (rest := deadline - time.monotonic()) > 0:
+            self.head.check()
+            done, _ = ray.wait(list(left), num_returns=1, timeout=min(rest, LOOK_EVERY_S))
+            for ref in done:
+                actor = left.pop(ref)
+                with contextlib.suppress(ray.exceptions.RayError):
+                    event = ray.get(ref)
+                    if isinstance(event, EpochEnded):
+                        left[actor.handle.answer.remote(False)] = actor
+                    if actor.work is not None:
+                        said.append((actor.work.slot, event))
+        return said
+
     def close(self, grace_s: float = 0) -> None:
-        """Ask the runs under way for a checkpoint, wait so long for it, kill the actors."""
+        """Stop the runs under way, if there is a grace, and kill the actors."""
         try:
             if grace_s > 0 and not self._lost:
-                self._stop_all(time.monotonic() + grace_s)
+                self.stop(grace_s)
         finally:
             self._pending.clear()
             self.leaving.close()
@@ -269,24 +294,6 @@ class Pool:
 
     def _of(self, work: Work) -> Actor | None:
         return next((actor for actor in self.actors if actor.work is work), None)
-
-    def _stop_all(self, deadline: float) -> None:
-        """Every run under way writes its checkpoint, or the time is up."""
-        left: dict[Any, Actor] = {}
-        for actor in (a for a in self.actors if a.work is not None):
-            if actor.work is not None and actor.work.asks:
-                left[actor.handle.leave.remote()] = actor
-            elif actor.work is not None:
-                actor.handle.stop.remote(actor.work.serial)
-        left |= {ref: of for ref, (kind, of) in self._pending.items() if kind == "event"}
-        while left and (rest := deadline - time.monotonic()) > 0:
-            self.head.check()
-            done, _ = ray.wait(list(left), num_returns=1, timeout=min(rest, LOOK_EVERY_S))
-            for ref in done:
-                actor = left.pop(ref)
-                with contextlib.suppress(ray.exceptions.RayError):
-                    if isinstance(ray.get(ref), EpochEnded):
-                        left[actor.handle.leave.remote()] = actor
 
 
 def _failed(job: Job, says: str) -> RunEnded:

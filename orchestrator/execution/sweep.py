@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from orchestrator.errors import ExperimentError, Lost
 from orchestrator.events import EpochEnded, Event, RunEnded, RunResumed, RunStarted
 from orchestrator.execution.budget import Meter
-from orchestrator.execution.executor import Executor
+from orchestrator.execution.executor import GRACE_S, Executor
 from orchestrator.execution.search import best_so_far
 from orchestrator.experiment.config import BudgetConfig
 from orchestrator.training.job import Job
@@ -46,8 +46,8 @@ def drive(
     """Run until the search has no further trial and every slot is free. Every event is appended before it has a consequence.
 
     `under_way`: runs of a resumed launch, which go on first; `make(trial, values, known)` gives a run's job, `known`: how many
-    epochs are recorded of one that goes on. On an interrupt and on an
-    error of the executor the runs under way are appended as interrupted, and it is raised again.
+    epochs are recorded of one that goes on. When the budget is used up the runs under way end at their next step. On an interrupt and on
+    an error of the executor they are appended as interrupted, and it is raised again.
     """
     free, running, waiting = list(range(executor.slots)), {}, deque(under_way)
 
@@ -68,7 +68,11 @@ def drive(
                 executor.start(free.pop(0), job)
             if not running:
                 return
-            judged = [(slot, judge.knows(event), judge(event)) for slot, event in executor.wait()]
+            happened = executor.wait(judge.meter.left_s())
+            if not happened:
+                _out_of_budget(executor, judge, running, record)
+                return
+            judged = [(slot, judge.knows(event), judge(event)) for slot, event in happened]
             record([event for _, known, event in judged if not known])
             for slot, _, said in judged:
                 if isinstance(said, EpochEnded):
@@ -80,6 +84,24 @@ def drive(
     except BaseException as reason:
         record([_cut_off(begun, reason) for begun in running.values()])
         raise
+
+
+def _out_of_budget(
+    executor: Executor, judge: Judge, running: dict[int, RunStarted | RunResumed], record: Callable[[Sequence[Event]], None]
+) -> None:
+    """End the runs under way, as stopped by the budget. One of which epochs are recorded, but no checkpoint came, may go on one day."""
+    for slot, event in executor.stop(GRACE_S):
+        known, judged = judge.knows(event), judge.out_of_budget(event)
+        if not known:
+            record([judged])
+        if isinstance(event, RunEnded):
+            del running[slot]
+    for slot, begun in list(running.items()):
+        if judge.verdicts.get(begun.trial):
+            record([_cut_off(begun, Lost(f"the budget is used up, and it wrote no checkpoint within {GRACE_S:g} s"))])
+        else:
+            record([judge.out_of_budget(_cut_off(begun, KeyboardInterrupt()))])
+        del running[slot]
 
 
 def _next(waiting: deque[RunStarted], judge: Judge, make: Make) -> tuple[Job | RunEnded, RunStarted | RunResumed] | None:
@@ -127,6 +149,12 @@ class Judge:
         self.scores: dict[Any, list[float]] = {}
         self.verdicts: dict[Any, list[str]] = {}
         self.stopped: dict[Any, str] = {}
+
+    def out_of_budget(self, event: EpochEnded | RunEnded) -> EpochEnded | RunEnded:
+        """The same of an event of runs that were asked to end, for the budget is used up."""
+        if isinstance(event, RunEnded) and event.state == "interrupted" and event.error is None:
+            event, self.stopped[event.trial] = replace(event, state="stopped"), "budget"
+        return self(event)
 
     def knows(self, event: Event) -> bool:
         """Whether it is an epoch that was judged before: a run that went on from an older checkpoint comes by it again."""
@@ -200,8 +228,11 @@ def _difference(judge: Judge, events: Iterable[Event]) -> str | None:
                 judge.note(event)
             elif said != event:
                 return f"its verdict on trial {event.trial} after epoch {event.epoch} is no longer {event.verdict}"
-        elif isinstance(event, RunEnded) and judge(event) != event:
-            return f"trial {event.trial} would no longer end as {event.state}"
+        elif isinstance(event, RunEnded):
+            if event.stopped_by == "budget":
+                judge.stopped[event.trial] = "budget"
+            if judge(event) != event:
+                return f"trial {event.trial} would no longer end as {event.state}"
     return None
 
 

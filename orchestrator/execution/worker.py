@@ -58,10 +58,6 @@ class Worker:
         """The event after a verdict."""
         return self.steps.send(go_on)
 
-    def leave(self) -> None:
-        """Write the checkpoint of a run that waits for its verdict; there will be none."""
-        self.steps.close()
-
     @ray.method(concurrency_group="control")  # type: ignore[untyped-decorator]
     def stop(self, serial: int) -> None:
         """Ask a job to stop, resumable: it is no other one's matter."""

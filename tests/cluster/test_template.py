@@ -115,6 +115,24 @@ def test_the_rayjob_has_the_fields_that_kuberay_requires(needs: Needs) -> None:
         assert pod["volumes"] == [{"name": "experiment", "configMap": {"name": files["metadata"]["name"]}}]
 
 
+KNOWN = {  # of what it uses, as KubeRay 1.6 has it: https://docs.ray.io/en/master/cluster/kubernetes/references/api.html
+    "job": {"entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "runtimeEnvYAML", "rayClusterSpec"},
+    "cluster": {"rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs"},
+    "head": {"rayStartParams", "template"},
+    "workers": {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"},
+}
+
+
+@CASES
+def test_the_rayjob_has_no_field_that_kuberay_doesnt_know(needs: Needs) -> None:
+    _, job = loaded(render("kuberay", needs, VERSIONS, "job.yaml"))
+    cluster = job["spec"]["rayClusterSpec"]
+    (workers,) = cluster["workerGroupSpecs"]
+    parts = {"job": job["spec"], "cluster": cluster, "head": cluster["headGroupSpec"], "workers": workers}
+    assert {name: set(part) - KNOWN[name] for name, part in parts.items()} == {name: set() for name in parts}
+    assert set(job["spec"]["runtimeEnvYAML"].split()) >= {"env_vars:", "MLFLOW_TRACKING_URI:"}
+
+
 @pytest.mark.parametrize(("needs", "pods", "gpus", "cpus"), [(NEEDS, 12, "1", "4"), (ON_CPUS, 12, None, "3"), (SHARED_GPUS, 2, "1", "16")])
 def test_the_pods_hold_the_workers(needs: Needs, pods: int, gpus: str | None, cpus: str) -> None:
     _, job = loaded(render("kuberay", needs, VERSIONS, "job.yaml"))

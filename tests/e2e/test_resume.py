@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.launch import GRACE_S
+from orchestrator.execution.executor import GRACE_S
 from orchestrator.records.ledger import Ledger
 from orchestrator.training import checkpoint
 from tests.e2e.conftest import EXPERIMENT, Here, Shell, epochs_in_ledger, open_shell, wait_for
@@ -94,10 +94,10 @@ def test_a_driver_killed_at_random_moments_loses_nothing_and_repeats_nothing(
     assert after == undisturbed, "it went another way than the sweep that nobody killed"
 
 
-def test_a_sweep_of_two_slots_with_asha_goes_on_where_it_was(shell: Shell) -> None:
+def test_a_sweep_of_two_slots_with_asha_goes_on_where_it_was_from_random_moments(shell: Shell) -> None:
     words = ("sweep", EXPERIMENT, "sweep.trials=10", "training.epochs=4", "sweep.scheduler={name: asha, reduction_factor: 2}")
-    kill_after(shell, 8, *words)
-    kill_after(shell, 16, *words, "--resume")
+    for place, epochs in enumerate(sorted(random.Random(2).sample(range(1, 20), 5))):
+        kill_after(shell, epochs, *words, *(["--resume"] if place else []))
     said = shell.run(*words, "--resume", "--json")
     check_complete(shell, said.json, 10)
     assert "goes on: runs that had ended: " in said.err
@@ -306,6 +306,31 @@ def test_a_budget_ends_a_sweep_with_its_winner_and_is_counted_over_resumes(here:
     assert "budget.cpu_hours" in used.err
 
 
+def test_a_budget_in_seconds_ends_a_run_in_the_middle_of_its_epoch_with_the_best_one_kept(here: Here) -> None:
+    (here.folder / "tired.py").write_text(TIRED)
+    (here.folder / "tired.yaml").write_text(EXPERIMENT_OF_IT.replace("stuck_net:Net", "tired:Net"))
+    said = here.run("train", "tired.yaml", "training.batch_size=4", "budget.wall_s=8", "--json")
+    assert (said.json["state"], said.json["epochs"], said.json["best"]["epoch"]) == ("stopped", 1, 1)
+    assert "the budget is used up: budget.wall_s: " in said.err
+    assert said.json["test"]["test_accuracy"] > 0.3
+    assert [run["stopped_by"] for run in here.run("runs", "digits-cnn", "--json").json["runs"]] == ["budget"]
+
+
+TIRED = """
+import time
+from models.cnn import CNN
+
+
+class Net(CNN):
+    'After an epoch each step takes a second.'
+    steps = 0
+
+    def forward(self, *inputs):
+        Net.steps += self.training
+        if self.training and Net.steps > 350:
+            time.sleep(1)
+        return super().forward(*inputs)
+"""
 STUCK = """
 import time
 from pathlib import Path

@@ -134,7 +134,7 @@ def test_a_server_that_is_down_for_a_minute_in_the_middle_is_told_everything_onc
     everything_arrived_once(shell, port, name)
 
 
-@pytest.mark.parametrize("mood", ["hangs", "429"])
+@pytest.mark.parametrize("mood", ["hangs", "429", "500"])
 def test_trouble_in_the_middle_loses_no_epoch_and_doubles_none(
     mood: Mood, shell: Shell, begin: Begin, proxy: Proxy, port: int, name: str, type_: Typed
 ) -> None:

@@ -33,7 +33,7 @@ class Memory:
         self.log.append(("start", job.trial))
         self.busy[slot] = (job.trial, 0)
 
-    def wait(self) -> list[SlotEvent]:
+    def wait(self, within_s: float | None = None) -> list[SlotEvent]:
         assert self.busy, "a wait without a job would never end"
         return [(slot, self._next(slot)) for slot in list(self.busy)]
 
@@ -56,7 +56,13 @@ class Memory:
         if not go_on:
             self.stopped.add(slot)
 
-    def close(self) -> None:
+    def stop(self, grace_s: float) -> list[SlotEvent]:
+        """Every run's end, as if it had been asked for one."""
+        said: list[SlotEvent] = [(slot, RunEnded(trial, "interrupted", 1000)) for slot, (trial, _) in self.busy.items()]
+        self.busy.clear()
+        return said
+
+    def close(self, grace_s: float = 0) -> None:
         """Nothing to end."""
 
 

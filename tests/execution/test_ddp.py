@@ -143,7 +143,7 @@ class TestGangs(ExecutorContract):
         )
         assert not alive(rank.pid)
 
-    def test_a_closed_gang_gives_its_run_time_for_a_checkpoint_and_leaves_nothing(
+    def test_a_gang_gives_its_run_time_for_a_checkpoint_says_its_end_and_leaves_nothing(
         self, local_ray: Found, gangs: Gangs, job: MakeJob
     ) -> None:
         import ray
@@ -156,7 +156,11 @@ class TestGangs(ExecutorContract):
         ranks = ray.get(gangs.hub.__ray_call__.remote(lambda hub: [rank for gang in hub.gangs for rank in gang.ranks.values()]))
         pids = [rank.pid for rank in ranks]
         assert len(set(pids)) == 4
-        gangs.close(60)
+        assert gangs.wait(0) == [], "the time is over"
+        *_, (slot, ended) = gangs.stop(60)
+        assert isinstance(ended, RunEnded)
+        assert (slot, ended.trial, ended.state) == (1, 1, "interrupted")
+        gangs.close()
         assert len(checkpoint.load(cut.checkpoints)["history"]) >= 2
         assert gangs.broken == {}
         assert not any(thread.is_alive() for thread in gangs.threads)

@@ -49,6 +49,19 @@ class TestInline(ExecutorContract):
         executor.close()
         assert [row["epoch"] for row in checkpoint.load(cut.checkpoints)["history"]] == [1]
 
+    def test_a_run_that_has_no_more_time_ends_in_the_middle_of_an_epoch_with_a_checkpoint(self, executor: Inline, job: MakeJob) -> None:
+        cut = job(1, "training.epochs=100000", "training.batch_size=8")
+        executor.start(0, cut)
+        [(_, epoch)] = executor.wait()
+        executor.verdict(0, True)
+        assert executor.wait(0) == []
+        [(slot, ended)] = executor.stop(10)
+        assert isinstance(ended, RunEnded)
+        assert (slot, ended.state) == (0, "interrupted")
+        state = checkpoint.load(cut.checkpoints)
+        assert ended.best == state["best"] == {"epoch": 1, "metrics": epoch.metrics}  # type: ignore[union-attr]
+        assert state["training"]["step"] > state["training"]["epoch"] * 157, "it stopped with an epoch"
+
     @pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
     def test_a_signal_ends_a_run_in_the_middle_of_an_epoch_and_it_goes_on_exactly_there(
         self, executor: Inline, job: MakeJob, tmp_path: Path, sent: str

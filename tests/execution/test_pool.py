@@ -227,10 +227,11 @@ class TestDeaths(Jobs):
         assert (events[-1].error or "").startswith("its worker died 4 times: ")
         assert finish(pool, job(2))[-1].state == "finished"  # type: ignore[union-attr]
 
-    def test_a_closed_pool_gives_its_runs_time_for_a_checkpoint_in_the_middle_of_an_epoch_and_leaves_no_process(
+    def test_a_pool_gives_its_runs_time_for_a_checkpoint_in_the_middle_of_an_epoch_says_their_ends_and_leaves_no_process(
         self, local_ray: Found, job: MakeJob
     ) -> None:
         pool = Pool(2, 0.5, 0)
+        assert pool.wait(0.1) == [], "the time is over"
         busy, asking = job(1, "training.epochs=100000", "training.batch_size=8"), job(2, "training.epochs=3")
         for slot, each in enumerate((busy, asking)):
             pool.start(slot, each)
@@ -241,7 +242,10 @@ class TestDeaths(Jobs):
                 if slot == 0:
                     pool.verdict(slot, True)
         pids = [pid_of(pool, slot) for slot in (0, 1)]
-        pool.close(60)
+        ends = {event.trial: event for _, event in pool.stop(60) if isinstance(event, RunEnded)}
+        assert {trial: ended.state for trial, ended in ends.items()} == {1: "interrupted", 2: "stopped"}
+        assert ends[1].best == checkpoint.load(busy.checkpoints)["best"]
+        pool.close()
         assert checkpoint.load(busy.checkpoints)["history"]
         assert [row["epoch"] for row in checkpoint.load(asking.checkpoints)["history"]] == [1]
         wait_until(lambda: not any(alive(pid) for pid in pids))
@@ -341,15 +345,18 @@ class _Watched:
         self.slot_of[job.trial] = slot
         self.inner.start(slot, job)
 
-    def wait(self) -> list[SlotEvent]:
+    def wait(self, within_s: float | None = None) -> list[SlotEvent]:
         if self.trials.left:
             self.busy.append(len(self.running))
-        found = self.inner.wait()
+        found = self.inner.wait(within_s)
         self.running -= {slot for slot, event in found if isinstance(event, RunEnded)}
         return found
 
     def verdict(self, slot: int, go_on: bool) -> None:
         self.inner.verdict(slot, go_on)
+
+    def stop(self, grace_s: float) -> list[SlotEvent]:
+        return self.inner.stop(grace_s)
 
     def close(self, grace_s: float = 0) -> None:
         """The pool serves other tests."""

@@ -69,10 +69,10 @@ def test_a_free_slot_takes_the_next_trial_before_the_loop_waits_again(experiment
     search = searching(experiment(SPACE, "sweep.scheduler=none"), 7)
     wait = memory.wait
 
-    def watched() -> list[SlotEvent]:
+    def watched(within_s: float | None = None) -> list[SlotEvent]:
         if search.asked < 7:
             busy.append(len(memory.busy))
-        return wait()
+        return wait(within_s)
 
     memory.wait = watched  # type: ignore[method-assign]
     swept(search, memory)
