@@ -21,6 +21,7 @@ from .prepare import Prepared
 from .ragged import MOST_CELLS, Columns, Ragged, by_size, cells_of, in_memory, rows_at_once, take
 
 Batch = Mapping[str, Tensor]  # compact: what `Encoder.tensors` takes
+GATHERED_BYTES = 1 << 18  # at most at once, of several batches: they stay in the cache
 POOL = 50  # batches that are sorted by size together: enough for little padding, few enough for a good shuffle
 
 
@@ -124,6 +125,7 @@ class Batches:
         self.rank, self.world_size, self.accumulate = rank, world_size, accumulate
         self.rows, self.device = len(held), held.device
         self.cells = cells_of(held.columns)
+        self.at_once = 1 if self.cells is not None or world_size * accumulate > 1 else batches_at_once(held.columns, batch_size)
 
     @property
     def steps(self) -> int:
@@ -134,8 +136,11 @@ class Batches:
         """The steps of an epoch (from 1), without the first `skip`."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = shuffled(self.rows, self.batch_size, self.cells, generator).to(self.device)
-        for start in range(skip * self.batch_size, self.rows, self.batch_size):
-            yield step_of(self.held.columns, order[start : start + self.batch_size], self.rank, self.world_size, self.accumulate)
+        for rows in order[skip * self.batch_size :].split(self.at_once * self.batch_size):
+            if self.at_once == 1:
+                yield step_of(self.held.columns, rows, self.rank, self.world_size, self.accumulate)
+            else:
+                yield from whole_steps(take(self.held.columns, rows), self.batch_size)
 
 
 def share_of(total: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -155,6 +160,20 @@ def step_of(columns: Columns, order: Tensor, rank: int, world_size: int, accumul
     first, count = share_of(len(order), rank, world_size)
     pieces = order[first : first + count].split(pieces_of(len(order), rank, world_size, accumulate))
     return Step([take(columns, piece) for piece in pieces], count, len(order))
+
+
+def batches_at_once(columns: Columns, batch_size: int) -> int:
+    """Batches that are gathered together, where steps are so short that gathering each would be felt."""
+    row = sum(values[:1].nbytes for values in columns.values() if isinstance(values, Tensor))
+    return max(1, GATHERED_BYTES // max(1, row * batch_size))
+
+
+def whole_steps(gathered: Mapping[str, Tensor], batch_size: int) -> Iterator[Step]:
+    """The steps of rows that were gathered together: one piece each, for one rank."""
+    names, parts = list(gathered), (values.split(batch_size) for values in gathered.values())
+    for pieces in zip(*parts, strict=True):
+        rows = len(pieces[0])
+        yield Step([dict(zip(names, pieces, strict=True))], rows, rows)
 
 
 def cut(columns: Columns, first: int, last: int) -> dict[str, Tensor]:
