@@ -190,8 +190,8 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
         begun = resuming.begin(command, asked, plan, ledger, launch.id)
         if plan.executor != "inline":
             warm_up(asked.family.task)
-        drive(executor, begun.judge, Trials(asked, plan, launch).make, append, begun.under_way)
-        full = begun.judge.meter.full()
+        trials = Trials(asked, plan, launch)
+        full = drive(executor, begun.judge, trials.make, append, begun.under_way, trials.kept)
     except KeyboardInterrupt:
         why = "interrupted"
         warnings.warn(
@@ -211,7 +211,7 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
         error = failure(results)
     winner = conclude(home(), ledger, launch, asked.experiment, asked.prepared, state, results, error)
     if full is not None:
-        without = "" if winner else "; no run had ended an epoch: there is no winner"
+        without = "" if winner else "; no checkpoint holds a whole epoch: there is no winner"
         warnings.warn(f"the budget is used up: {full}{without}", Note, stacklevel=1)
     return Ended(state, winner, why, error)
 

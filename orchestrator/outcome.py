@@ -26,6 +26,7 @@ class Outcome:
     best: TrialResult | None
     run_id: str | None
     nodes: tuple[str, ...]
+    trace: str | None  # the file of the first failed run's traceback
     wall_s: float
     left: int  # entries that MLflow hasn't got
     problem: str | None
@@ -52,7 +53,7 @@ class Outcome:
     def raise_if_all_failed(self) -> None:
         """Raises Failed if no run of the launch came to an end."""
         if self.state == "failed":
-            raise Failed(failure(self.results))
+            raise Failed(failure(self.results) + (f"; the whole trace: {self.trace}" if self.trace else ""))
 
 
 def failure(results: Sequence[TrialResult]) -> str:
@@ -85,6 +86,7 @@ def outcome(ledger: Ledger, launch: Launch, plan: Plan, ended: Ended, sent: tupl
         best=best_ended(ledger, launch, results),
         run_id=ledger.identities(destination(), launch.id).get(None),
         nodes=of_winner[-1].nodes if of_winner else (),
+        trace=next((event.trace for event in ends if event.state == "failed" and event.trace), None),
         wall_s=round(wall_s, 3),
         left=sent[0],
         problem=sent[1],

@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.asking import Asked, home
 from orchestrator.catalog import catalog
 from orchestrator.errors import ExperimentError, Note, Problem, Refused
-from orchestrator.events import RunEnded, RunStarted
+from orchestrator.events import RunStarted
 from orchestrator.execution.budget import Meter
 from orchestrator.execution.search import OneRun, Search
 from orchestrator.execution.sweep import Judge, Rules, adopt, replay, under_way
@@ -174,7 +174,7 @@ def begin(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: st
     judge.meter = meter
     runs = under_way(events)
     if events:
-        ended = sum(isinstance(e, RunEnded) and e.state != "interrupted" for e in events)
+        ended = sum(isinstance(e, RunStarted) for e in events) - len(runs)
         _say(f"{launch} goes on: runs that had ended: {ended}, under way: {len(runs)}")
         if command == "sweep" and not runs and ended >= plan.trials:
             _say(f"no trial is left to run: {ended} have ended, and sweep.trials is {plan.trials}")

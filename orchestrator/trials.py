@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,10 @@ from orchestrator.experiment.plan import Plan, epochs_of
 from orchestrator.experiment.read import with_values
 from orchestrator.records.ledger import Launch
 from orchestrator.records.logs import folder_of as logs_of
+from orchestrator.storage import StorageError
 from orchestrator.training.checkpoint import folder_of
 from orchestrator.training.job import Job
+from orchestrator.training.trial import best_weights
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class Trials:
             trial, int(time.time() * 1000), values or self._given(), parameters(chosen.plain()), env | {"threads": plan.threads, **start}
         )
         return asked.sent(job), started
+
+    def kept(self, trial: int | None) -> dict[str, Any] | None:
+        """The best epoch in a run's newest checkpoint: its number and metrics."""
+        with contextlib.suppress(StorageError):
+            found = best_weights(folder_of(self.asked.experiment.storage.path, home(), self.launch.id, trial))
+            return None if found is None else found[0]
+        return None
 
     def _given(self) -> dict[str, Any]:
         """What distinguishes a run of `train`: the keys that were overridden, with their values."""

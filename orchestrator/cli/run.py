@@ -37,8 +37,7 @@ def train(experiment: File, overrides: Overrides = None, address: Address = None
             best,
             *_baseline(done.baseline, done.margin),
             *output.measured(done.protocol),
-            f"bundle: {done.bundle}",
-            f"next: orchestrator promote {done.experiment}",
+            *([f"bundle: {done.bundle}", f"next: orchestrator promote {done.experiment}"] if done.bundle else []),
         ],
     )
 

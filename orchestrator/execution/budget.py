@@ -9,6 +9,8 @@ from typing import Any
 from orchestrator.events import Event, RunEnded, RunResumed, RunStarted
 from orchestrator.experiment.config import BudgetConfig
 
+MARGIN_S = 0.05  # clocks differ
+
 
 class Meter:
     """Sees every event of a launch, those of earlier commands too. `wall_s`: what those took; `now`: the clock, in seconds.
@@ -28,7 +30,6 @@ class Meter:
         for event in events:
             self.see(event)
         self._at.clear()  # nothing of it runs any more
-        self.spent_before = self.over() is not None
 
     def see(self, event: Event) -> None:
         """Count an event."""
@@ -54,10 +55,8 @@ class Meter:
         return None
 
     def left_s(self) -> float | None:
-        """Seconds until a part of it is used up, as runs go now. None: never, or it was before this command began."""
-        if self.spent_before:
-            return None
-        return min((max(0.0, (limit - used) / rate) for _, limit, used, rate in self._used() if rate), default=None)
+        """Seconds until a part of it is used up, as runs go now; then `over` says so. None: never."""
+        return min((max(0.0, (limit - used) / rate) + MARGIN_S for _, limit, used, rate in self._used() if rate), default=None)
 
     def _used(self) -> list[tuple[str, float, float, float]]:
         """(key, limit, what is used of it, how much more each second) of what is bounded in time."""

@@ -76,7 +76,7 @@ class Gangs:
         self.head, self.leaving, self.stall = Head.here(), Leaving(), Stall(stall_s)
         self.moved: set[int] = set()
         self.ending: dict[int, _Ending] = {}  # ranks that hang, by gang
-        self._closed = self._lost = self._deaf = False  # lost: Ray itself; deaf: the hub
+        self._closed = self._stopped = self._lost = self._deaf = False  # lost: Ray itself; deaf: the hub
         self.folder = tempfile.TemporaryDirectory(prefix="orchestrator-train-")
         scaling = ray.train.ScalingConfig(
             num_workers=workers if workers[0] < workers[1] else workers[1],
@@ -170,14 +170,16 @@ class Gangs:
         until = time.monotonic() + RETURN_S
         for thread in self.threads:
             thread.join(max(0.0, until - time.monotonic()))
+        self._stopped = True
         return said
 
     def close(self, grace_s: float = 0) -> None:
         """Stop the runs under way, if there is a grace, and end the gangs with everything that Ray Train started."""
         self._closed = True
         try:
-            if grace_s > 0 and not self._deaf:
-                self.stop(grace_s)
+            if grace_s > 0 and not (self._deaf or self._stopped):
+                with contextlib.suppress(Lost):
+                    self.stop(grace_s)
         finally:
             self.leaving.close()
             with contextlib.suppress(Exception):  # the newest of Ray Train's actors

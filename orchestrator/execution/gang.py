@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -76,9 +77,9 @@ class _Member:
             try:
                 go_on = self._ask(report, again=lambda: self.hub.answer.remote(self.gang, self.wait_s))
             except (Leave, End):
-                steps.close()  # which writes its checkpoint
-                if self.me.rank == 0:
-                    self._tell(self.hub.report.remote(self.gang, RunEnded(job.trial, "interrupted", event.at_ms), 0))
+                ended = steps.send(False)  # its checkpoint is written
+                if self.me.rank == 0 and isinstance(ended, RunEnded):
+                    self._tell(self.hub.report.remote(self.gang, replace(ended, state="interrupted"), 0))
                 raise
             event = steps.send(go_on)
         self._end(event)

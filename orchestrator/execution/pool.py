@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +77,8 @@ class Pool:
         self.oom_kills: dict[str, int] = {}  # of each node, as last seen
         self.head, self.leaving, self.stall = Head.here(), Leaving(), Stall(stall_s)
         self._pending: dict[Any, tuple[str, Any]] = {}
-        self._serial, self._failed_starts, self._lost = 0, 0, False
+        self._serial, self._failed_starts = 0, 0
+        self._lost = self._stopped = False
         self.actors = [self._new() for _ in range(slots)]
 
     def _new(self) -> Actor:
@@ -95,21 +97,27 @@ class Pool:
         """Block until a slot has an event; every event that is there, none once the time is over."""
         until = math.inf if within_s is None else time.monotonic() + within_s
         while True:
-            try:
+            with self._listening():
                 done = self._ready(until - time.monotonic())
                 if done:
                     done, _ = ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0)
                 events = [event for ref in done for event in self._heard(ref)]
                 self._look_around()
-            except Lost:
-                self._lost = True
-                raise
-            except ConnectionError as error:  # of a client (ray://)
-                self._lost = True
-                raise Lost(f"the connection to Ray broke: {error}") from None
             self._assign()
             if events or time.monotonic() >= until:
                 return events
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """Remember that Ray is gone, if it is. Raises Lost."""
+        try:
+            yield
+        except Lost:
+            self._lost = True
+            raise
+        except ConnectionError as error:  # of a client (ray://)
+            self._lost = True
+            raise Lost(f"the connection to Ray broke: {error}") from None
 
     def _ready(self, within_s: float) -> list[Any]:
         """The first reference that is ready, if any is within that time and a second."""
@@ -131,32 +139,40 @@ class Pool:
 
     def stop(self, grace_s: float) -> list[SlotEvent]:
         """Ask the runs under way to write a checkpoint and end; what they say within so many seconds."""
-        deadline, said = time.monotonic() + grace_s, []
+        deadline, said = time.monotonic() + grace_s, list[SlotEvent]()
         left: dict[Any, Actor] = {}
-        for actor in (a for a in self.actors if a.work is not None):
-            if actor.work is not None and actor.work.asks:
-                left[actor.handle.answer.remote(False)] = actor
-            elif actor.work is not None:
-                actor.handle.stop.remote(actor.work.serial)
-        left |= {ref: of for ref, (kind, of) in self._pending.items() if kind == "event"}
-        while left and (rest := deadline - time.monotonic()) > 0:
-            self.head.check()
-            done, _ = ray.wait(list(left), num_returns=1, timeout=min(rest, LOOK_EVERY_S))
-            for ref in done:
-                actor = left.pop(ref)
-                with contextlib.suppress(ray.exceptions.RayError):
-                    event = ray.get(ref)
-                    if isinstance(event, EpochEnded):
-                        left[actor.handle.answer.remote(False)] = actor
-                    if actor.work is not None:
-                        said.append((actor.work.slot, event))
+        with self._listening():
+            for actor in (a for a in self.actors if a.work is not None):
+                if actor.work is not None and actor.work.asks:
+                    left[actor.handle.answer.remote(False)] = actor
+                elif actor.work is not None:
+                    actor.handle.stop.remote(actor.work.serial)
+            left |= {ref: of for ref, (kind, of) in self._pending.items() if kind == "event"}
+            while left and (rest := deadline - time.monotonic()) > 0:
+                self.head.check()
+                done, _ = ray.wait(list(left), num_returns=1, timeout=min(rest, LOOK_EVERY_S))
+                for ref in done:
+                    said += self._last_words(ref, left)
+        self._stopped = True
         return said
+
+    def _last_words(self, ref: Any, left: dict[Any, Actor]) -> list[SlotEvent]:
+        """What an actor that is to stop says; after an epoch there is more to come."""
+        actor = left.pop(ref)
+        try:
+            event = ray.get(ref)
+        except ray.exceptions.RayError:
+            return []
+        if isinstance(event, EpochEnded):
+            left[actor.handle.answer.remote(False)] = actor
+        return [(actor.work.slot, event)] if actor.work is not None else []
 
     def close(self, grace_s: float = 0) -> None:
         """Stop the runs under way, if there is a grace, and kill the actors."""
         try:
-            if grace_s > 0 and not self._lost:
-                self.stop(grace_s)
+            if grace_s > 0 and not (self._lost or self._stopped):
+                with contextlib.suppress(Lost):
+                    self.stop(grace_s)
         finally:
             self._pending.clear()
             self.leaving.close()

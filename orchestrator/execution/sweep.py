@@ -28,6 +28,7 @@ class Asks(Protocol):
     def end(self, trial: Any, failed: bool) -> None: ...
 
 
+Kept = Callable[[Any], dict[str, Any] | None]
 Make = Callable[[Any, dict[str, Any], int | None], tuple[Job, RunStarted]]
 
 
@@ -41,15 +42,21 @@ class Rules:
 
 
 def drive(
-    executor: Executor, judge: Judge, make: Make, append: Callable[[Sequence[Event]], None], under_way: Iterable[RunStarted] = ()
-) -> None:
+    executor: Executor,
+    judge: Judge,
+    make: Make,
+    append: Callable[[Sequence[Event]], None],
+    under_way: Iterable[RunStarted] = (),
+    kept: Kept = lambda trial: None,
+) -> str | None:
     """Run until the search has no further trial and every slot is free. Every event is appended before it has a consequence.
 
     `under_way`: runs of a resumed launch, which go on first; `make(trial, values, known)` gives a run's job, `known`: how many
-    epochs are recorded of one that goes on. When the budget is used up the runs under way end at their next step. On an interrupt and on
-    an error of the executor they are appended as interrupted, and it is raised again.
+    epochs are recorded of one that goes on; `kept(trial)`: the best epoch in a run's newest checkpoint. When the budget is used up no run
+    begins, those under way end at their next step, and it is returned what was used up. On an interrupt and on an error of the executor
+    they are appended as interrupted, and it is raised again.
     """
-    free, running, waiting = list(range(executor.slots)), {}, deque(under_way)
+    free, running, waiting = list(range(executor.slots)), dict[int, RunStarted | RunResumed](), deque(under_way)
 
     def record(events: Sequence[Event]) -> None:
         append(events)
@@ -66,12 +73,9 @@ def drive(
                     continue
                 running[free[0]] = event
                 executor.start(free.pop(0), job)
-            if not running:
-                return
-            happened = executor.wait(judge.meter.left_s())
+            happened = executor.wait(judge.meter.left_s()) if running else []
             if not happened:
-                _out_of_budget(executor, judge, running, record)
-                return
+                break  # nothing is left to do, or the budget is used up
             judged = [(slot, judge.knows(event), judge(event)) for slot, event in happened]
             record([event for _, known, event in judged if not known])
             for slot, _, said in judged:
@@ -81,27 +85,47 @@ def drive(
                     del running[slot]
                     free.append(slot)
             _raise_if_interrupted([event for _, _, event in judged])
+        full = judge.meter.full()
+        if running or waiting:
+            _out_of_budget(executor, judge, running, waiting, record, kept)
+        return full
     except BaseException as reason:
         record([_cut_off(begun, reason) for begun in running.values()])
         raise
 
 
 def _out_of_budget(
-    executor: Executor, judge: Judge, running: dict[int, RunStarted | RunResumed], record: Callable[[Sequence[Event]], None]
+    executor: Executor,
+    judge: Judge,
+    running: dict[int, RunStarted | RunResumed],
+    waiting: Iterable[RunStarted],
+    record: Callable[[Sequence[Event]], None],
+    kept: Kept,
 ) -> None:
-    """End the runs under way, as stopped by the budget. One of which epochs are recorded, but no checkpoint came, may go on one day."""
-    for slot, event in executor.stop(GRACE_S):
+    """End the runs under way, and those that were to go on, as stopped by the budget: where it is raised they go on one day."""
+    trouble: str | None = None
+    for slot, event in executor.stop(GRACE_S) if running else ():
         known, judged = judge.knows(event), judge.out_of_budget(event)
-        if not known:
-            record([judged])
-        if isinstance(event, RunEnded):
+        record([] if known else [judged])
+        if isinstance(judged, RunEnded):
             del running[slot]
-    for slot, begun in list(running.items()):
-        if judge.verdicts.get(begun.trial):
-            record([_cut_off(begun, Lost(f"the budget is used up, and it wrote no checkpoint within {GRACE_S:g} s"))])
-        else:
-            record([judge.out_of_budget(_cut_off(begun, KeyboardInterrupt()))])
+            trouble = judged.error if judged.state == "interrupted" else trouble
+    for slot, silent in list(running.items()):
+        record([judge.out_of_budget(_silent(silent, judge, kept))])
         del running[slot]
+    for before in waiting:
+        begun = RunResumed(before.trial, int(time.time() * 1000), before.env)
+        record([begun, judge.out_of_budget(_silent(begun, judge, kept))])
+    if trouble is not None:
+        raise Lost(trouble)
+
+
+def _silent(begun: RunStarted | RunResumed, judge: Judge, kept: Kept) -> RunEnded:
+    """The end of a run that said none: its best epoch is that of its newest checkpoint."""
+    best = kept(begun.trial)
+    if best is None and judge.verdicts.get(begun.trial):
+        return _cut_off(begun, Lost("the budget is used up, and no checkpoint holds its epochs"))
+    return replace(_cut_off(begun, KeyboardInterrupt()), best=best)
 
 
 def _next(waiting: deque[RunStarted], judge: Judge, make: Make) -> tuple[Job | RunEnded, RunStarted | RunResumed] | None:
@@ -109,6 +133,8 @@ def _next(waiting: deque[RunStarted], judge: Judge, make: Make) -> tuple[Job | R
 
     Values that don't go together, each of which is allowed, make no job: the run has failed.
     """
+    if judge.meter.over() is not None:
+        return None
     if waiting:
         before = waiting.popleft()
         job, started = make(before.trial, before.values, len(judge.verdicts.get(before.trial, ())))
@@ -152,8 +178,9 @@ class Judge:
 
     def out_of_budget(self, event: EpochEnded | RunEnded) -> EpochEnded | RunEnded:
         """The same of an event of runs that were asked to end, for the budget is used up."""
-        if isinstance(event, RunEnded) and event.state == "interrupted" and event.error is None:
-            event, self.stopped[event.trial] = replace(event, state="stopped"), "budget"
+        if isinstance(event, RunEnded) and event.state in ("interrupted", "stopped") and event.error is None:
+            self.stopped.pop(event.trial, None)
+            return replace(event, state="stopped", stopped_by="budget")
         return self(event)
 
     def knows(self, event: Event) -> bool:
@@ -164,8 +191,11 @@ class Judge:
         if isinstance(event, RunEnded):
             if event.state == "interrupted":
                 return event  # it goes on one day: nothing to judge
-            self.search.end(event.trial, failed=event.state == "failed")
-            return replace(event, stopped_by=self.stopped.pop(event.trial, None) if event.state == "stopped" else None)
+            if event.state == "stopped":
+                event = replace(event, stopped_by=self.stopped.pop(event.trial, event.stopped_by))
+            if event.stopped_by != "budget":  # else it may go on one day too
+                self.search.end(event.trial, failed=event.state == "failed")
+            return event
         if self.knows(event):
             return replace(event, verdict=self.verdicts[event.trial][event.epoch - 1])
         return self.note(replace(event, verdict=self._verdict(event)))
@@ -199,14 +229,18 @@ def plateau(scores: list[float], mode: str) -> int:
 
 
 def under_way(events: Iterable[Event]) -> list[RunStarted]:
-    """The runs that had begun and not ended."""
+    """The runs that had begun and not ended: those that the budget stopped haven't either."""
     open_runs: dict[Any, RunStarted] = {}
     for event in events:
         if isinstance(event, RunStarted):
             open_runs[event.trial] = event
-        elif isinstance(event, RunEnded) and event.state != "interrupted":
+        elif isinstance(event, RunEnded) and _is_over(event):
             open_runs.pop(event.trial, None)
     return list(open_runs.values())
+
+
+def _is_over(event: RunEnded) -> bool:
+    return event.state != "interrupted" and event.stopped_by != "budget"
 
 
 def replay(judge: Judge, events: Iterable[Event]) -> str | None:
@@ -224,15 +258,10 @@ def _difference(judge: Judge, events: Iterable[Event]) -> str | None:
                 return f"it no longer suggests {event.values} for trial {event.trial}"
         elif isinstance(event, EpochEnded):
             said = judge(event)
-            if event.verdict == "budget":  # which no search knows of
-                judge.note(event)
-            elif said != event:
+            if event.verdict != "budget" and said != event:  # a budget is no search's matter; that run goes on where it is raised
                 return f"its verdict on trial {event.trial} after epoch {event.epoch} is no longer {event.verdict}"
-        elif isinstance(event, RunEnded):
-            if event.stopped_by == "budget":
-                judge.stopped[event.trial] = "budget"
-            if judge(event) != event:
-                return f"trial {event.trial} would no longer end as {event.state}"
+        elif isinstance(event, RunEnded) and judge(event) != event:
+            return f"trial {event.trial} would no longer end as {event.state}"
     return None
 
 
@@ -246,8 +275,8 @@ def adopt(judge: Judge, events: Iterable[Event]) -> tuple[int, int]:
             judge.search.take(event.trial, event.values)
         elif isinstance(event, EpochEnded):
             judge(event)
-            judge.note(event)
-        elif isinstance(event, RunEnded) and event.state != "interrupted":
+            judge.note(event if event.verdict != "budget" else replace(event, verdict="continue"))
+        elif isinstance(event, RunEnded) and _is_over(event):
             judge(event)
             if event.state != "failed" and judge.scores.get(event.trial):
                 ended += 1

@@ -210,7 +210,7 @@ class NotifyConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What a launch may use in all, over retries and resumes. When it is used up runs under way end with their epoch, and none begins."""
+    """What a launch may use in all, over retries and resumes. When it is used up runs under way end at their next step, and none begins."""
 
     gpu_hours: PositiveFloat | None = Field(None, description="hours of GPUs held by runs")
     cpu_hours: PositiveFloat | None = Field(None, description="hours of CPUs held by runs")

@@ -54,6 +54,13 @@ def test_the_token_decides(head: Nodes, form: str, tmp_path: Path) -> None:
     assert "\n" not in wrong + gone
 
 
+def test_a_sweep_through_the_ray_client_ends_like_any_other(head: Nodes, tmp_path: Path) -> None:
+    shell = open_shell(tmp_path)
+    shell.env |= head.env
+    swept = shell.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=2", "--address", head.client_address, "--json", timeout_s=400)
+    assert (swept.json["state"], [trial["epochs"] for trial in swept.json["trials"]]) == ("finished", [2, 2])
+
+
 def test_a_run_of_two_workers_through_the_ray_client_ends_like_any_other(head: Nodes, tmp_path: Path) -> None:
     shell = open_shell(tmp_path)
     shell.env |= head.env

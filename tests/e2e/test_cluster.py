@@ -44,6 +44,15 @@ def test_a_run_of_two_workers_has_a_rank_on_each_node(shell: Shell, two_nodes: N
     assert trained["test"]["test_accuracy"] > 0.5
 
 
+def test_ranks_on_two_nodes_learn_together_what_one_worker_learns(shell: Shell, two_nodes: Nodes) -> None:
+    same = ("training.epochs=2", "training.precision=fp32", "model.norm=none", "model.dropout=0", "optimizer={name: sgd, lr: 0.05}")
+    one = shell.run("train", EXPERIMENT, *same, "--json").json
+    two = shell.run("train", EXPERIMENT, *same, "scaling.workers=2", "--address", two_nodes.address, "--json").json
+    assert len(set(two["nodes"])) == 2
+    losses = [run["best"]["metrics"]["val_loss"] for run in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4), "no gradient crosses"
+
+
 def test_more_workers_than_the_cluster_has_are_refused(shell: Shell, two_nodes: Nodes) -> None:
     refused = shell.run("train", EXPERIMENT, "scaling.workers=500", "--address", two_nodes.address, code=2)
     assert len(refused.errors) == 1

@@ -116,7 +116,8 @@ def test_trials_move_from_nodes_that_leave_and_a_notice_costs_no_step(three_node
 
 
 def test_a_head_that_dies_ends_the_sweep_resumable_and_it_says_how(three_nodes: Nodes, shell: Shell, begin: Begin) -> None:
-    sweep = under_way(three_nodes, shell, begin, EXPERIMENT, *SWEEP, "training.epochs=4000")
+    words = (EXPERIMENT, *SWEEP, "training.epochs=100")
+    sweep = under_way(three_nodes, shell, begin, *words)
     three_nodes.kill(0)
     said = sweep.finish(120)
     assert said.code == 130, said.err[-3000:]
@@ -124,9 +125,8 @@ def test_a_head_that_dies_ends_the_sweep_resumable_and_it_says_how(three_nodes: 
     assert "--resume" in said.err
     assert said.json["state"] == "interrupted"
     before = recorded(shell)
-    done = shell.run("sweep", EXPERIMENT, *SWEEP, "training.epochs=4000", "--resume", "budget.wall_s=1", "--json", timeout_s=200).json
-    assert {trial["trial"] for trial in done["trials"]} >= before.keys()
-    check_complete(shell, done, len(done["trials"]))
+    done = shell.run("sweep", *words, "--resume", "--json", timeout_s=400).json
+    check_complete(shell, done, 4)
     after = recorded(shell)
     assert all(after[trial][: len(epochs)] == epochs for trial, epochs in before.items()), "what was recorded was recorded again"
 

@@ -52,11 +52,14 @@ def test_a_sweep_of_gangs_goes_on_after_the_deaths_of_its_driver_and_of_its_hub(
     before = recorded(shell)
     again = begin(*words, "--resume", "--json")
     under_way(shell, again, 12)
+    follows = begin("logs", "digits-cnn", "--trial", "1", "-f")
+    wait_for("the output of both", lambda: {"[rank 0] made", "[rank 1] made"} <= set((follows.said / "out").read_text().splitlines()))
     ours = below(again.process.pid)
     [hub] = [pid for pid, words in commands().items() if words[0].startswith("ray::Hub") and pid in ours]
     os.kill(hub, signal.SIGKILL)
     said = again.finish(90)
     assert (said.code, said.json["state"]) == (130, "interrupted")
+    assert follows.finish(60).code == 0
     assert len(said.errors) == 1
     assert "--resume" in said.errors[0]
     done = shell.run(*words, "--resume", "--json")

@@ -83,6 +83,8 @@ def test_a_trial_s_output_is_followed_while_it_runs_until_it_has_ended(talked: t
     _, swept, followed = talked
     assert followed == SAID
     assert swept.code == 0
+    [failed] = [line for line in swept.err.splitlines() if "no such luck" in line and line.startswith("trial")]
+    assert "no such luck" in Path(failed.partition("; the whole trace: ")[2]).read_text()
 
 
 def test_a_trial_s_output_is_there_afterwards_and_of_a_failed_one_the_file_of_its_trace_is_named(

@@ -96,12 +96,41 @@ def test_a_driver_killed_at_random_moments_loses_nothing_and_repeats_nothing(
 
 def test_a_sweep_of_two_slots_with_asha_goes_on_where_it_was_from_random_moments(shell: Shell) -> None:
     words = ("sweep", EXPERIMENT, "sweep.trials=10", "training.epochs=4", "sweep.scheduler={name: asha, reduction_factor: 2}")
-    for place, epochs in enumerate(sorted(random.Random(2).sample(range(1, 20), 5))):
+    for place, epochs in enumerate(sorted(random.Random(2).sample(range(1, 15), 10))):
         kill_after(shell, epochs, *words, *(["--resume"] if place else []))
     said = shell.run(*words, "--resume", "--json")
     check_complete(shell, said.json, 10)
     assert "goes on: runs that had ended: " in said.err
     assert "begins afresh" not in said.err, "the replay was not exact"
+
+
+COUNTING = """
+import os
+import time
+from pathlib import Path
+
+from models.cnn import CNN
+
+
+class Net(CNN):
+    # Notes each step that it is trained for, and takes its time.
+    def forward(self, batch):
+        if self.training:
+            time.sleep(0.005)
+            with Path(__file__).with_name("steps").open("ab") as steps:
+                steps.write(b".")
+        return super().forward(batch)
+"""
+
+
+def test_trials_that_were_under_way_in_the_pool_go_on_from_their_checkpoints_when_the_driver_is_back(shell: Shell) -> None:
+    (shell.folder / "counting.py").write_text(COUNTING)
+    (shell.folder / "counted.yaml").write_text((shell.folder / EXPERIMENT).read_text().replace("family: cnn", "class: counting:Net"))
+    words = ("sweep", "counted.yaml", "sweep.trials=2", "training.epochs=20", "sweep.scheduler=none", EACH_EPOCH)
+    kill_after(shell, 24, *words)
+    check_complete(shell, shell.run(*words, "--resume", "--json").json, 2)
+    epoch = 20  # steps
+    assert (shell.folder / "steps").stat().st_size <= 2 * 20 * epoch + 2 * 2 * epoch, "they began anew: each had some 12 epochs"
 
 
 def weights(shell: Shell) -> dict[str, Any]:
@@ -129,6 +158,9 @@ class Net(CNN):
     def forward(self, batch):
         kind = "training" if self.training else "evaluation"
         passes[kind] += 1
+        if self.training:
+            with MOMENT.with_name("steps").open("ab") as steps:
+                steps.write(b".")
         if MOMENT.exists() and MOMENT.read_text() == f"{kind} {passes[kind]}":
             MOMENT.unlink()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -172,6 +204,7 @@ def test_a_run_killed_exactly_there_ends_with_the_same_weights_bit_for_bit(
     assert epochs_in_ledger(here.folder) == recorded
     resumed = here.run(*words, "--resume", "--json").json
     assert (resumed["state"], resumed["epochs"]) == ("finished", 6)
+    assert (here.folder / "steps").stat().st_size <= 6 * 20 + 21, "it began anew, instead of at a checkpoint"
     undisturbed, expected = whole
     found = weights(here)
     assert expected.keys() == found.keys()
@@ -306,31 +339,61 @@ def test_a_budget_ends_a_sweep_with_its_winner_and_is_counted_over_resumes(here:
     assert "budget.cpu_hours" in used.err
 
 
-def test_a_budget_in_seconds_ends_a_run_in_the_middle_of_its_epoch_with_the_best_one_kept(here: Here) -> None:
-    (here.folder / "tired.py").write_text(TIRED)
-    (here.folder / "tired.yaml").write_text(EXPERIMENT_OF_IT.replace("stuck_net:Net", "tired:Net"))
-    said = here.run("train", "tired.yaml", "training.batch_size=4", "budget.wall_s=8", "--json")
-    assert (said.json["state"], said.json["epochs"], said.json["best"]["epoch"]) == ("stopped", 1, 1)
-    assert "the budget is used up: budget.wall_s: " in said.err
-    assert said.json["test"]["test_accuracy"] > 0.3
-    assert [run["stopped_by"] for run in here.run("runs", "digits-cnn", "--json").json["runs"]] == ["budget"]
-
-
 TIRED = """
 import time
+from pathlib import Path
+
 from models.cnn import CNN
 
 
 class Net(CNN):
-    'After an epoch each step takes a second.'
+    'After its first epoch each step takes a second, while a file says so.'
     steps = 0
 
     def forward(self, *inputs):
         Net.steps += self.training
-        if self.training and Net.steps > 350:
+        if self.training and Net.steps > 400 and Path(__file__).with_name("tired").exists():
             time.sleep(1)
         return super().forward(*inputs)
 """
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("train", "budget.wall_s=8"), id="train"),
+        pytest.param(("sweep", "sweep.trials=3", "budget.wall_s=16"), id="pool"),
+        pytest.param(("train", "scaling.workers=2", "budget.wall_s=24"), id="gang"),
+    ],
+)
+def test_a_budget_in_seconds_ends_runs_in_the_middle_of_an_epoch_and_they_go_on_where_it_is_raised(
+    shell: Shell, words: tuple[str, ...]
+) -> None:
+    """On a machine that is busy it may end them in their first one."""
+    (shell.folder / "tired.py").write_text(TIRED)
+    (shell.folder / "tired.yaml").write_text(EXPERIMENT_OF_IT.replace("stuck_net:Net", "tired:Net"))
+    (shell.folder / "tired").touch()
+    command, *rest, budget = words
+    words = (command, "tired.yaml", "training.batch_size=4", "model.norm=none", *rest)
+    said = shell.run(*words, budget, "--json")
+    assert "the budget is used up: budget.wall_s: " in said.err
+    runs = shell.run("runs", "digits-cnn", "--json").json["runs"]
+    assert {(run["state"], run["stopped_by"]) for run in runs} == {("stopped", "budget")}
+    assert {run["epochs"] for run in runs} <= {0, 1}
+    best = said.json["best"]
+    assert (best is not None) == any(run["epochs"] for run in runs)
+    if best is not None:
+        assert (best["test"] if command == "sweep" else said.json["test"])["test_accuracy"] > 0.2
+    (shell.folder / "tired").unlink()
+    more = shell.run(*words, "budget.wall_s=3600", "--resume", "--json").json
+    after = shell.run("runs", "digits-cnn", "--json").json["runs"]
+    assert more["state"] == "finished"
+    assert {run["run_id"] for run in runs} <= {run["run_id"] for run in after}
+    assert {(run["state"], run["epochs"]) for run in after} == {("finished", 3)}
+    for run in after:
+        assert sorted(row.step for row in shell.client().get_metric_history(run["run_id"], "val_loss")) == [1, 2, 3]
+
+
 STUCK = """
 import time
 from pathlib import Path

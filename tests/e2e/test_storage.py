@@ -121,3 +121,4 @@ def test_a_store_that_does_not_answer_is_refused_before_anything_is_trained(type
     refused = typed("train", str(PROJECT / EXPERIMENT), f"storage.path={uri}", "--json", env=wrong)
     assert (refused.code, refused.json["errors"][0]["key"]) == (2, "storage.path")
     assert not (tmp_path / "mlflow.db").exists()
+    assert not (tmp_path / ".orchestrator" / "data").exists()

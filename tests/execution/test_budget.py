@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import Lost
 from orchestrator.events import EpochEnded, Event, RunEnded, RunResumed, RunStarted
 from orchestrator.execution.budget import Meter
 from orchestrator.execution.executor import SlotEvent
@@ -44,11 +45,11 @@ def test_a_budget_of_seconds_ends_runs_with_their_epoch_and_begins_none() -> Non
 
 
 class Slow(Memory):
-    """An epoch takes 10 seconds. `answers`: which runs write a checkpoint when they are asked to end."""
+    """An epoch takes 10 seconds. `says`: what a run says when it is asked to end, if anything."""
 
-    def __init__(self, slots: int, clock: Clock, answers: Callable[[int], bool]) -> None:
+    def __init__(self, slots: int, clock: Clock, says: Callable[[RunEnded], RunEnded | None] = lambda ended: ended) -> None:
         super().__init__(slots, good)
-        self.clock, self.answers = clock, answers
+        self.clock, self.says = clock, says
 
     def wait(self, within_s: float | None = None) -> list[SlotEvent]:
         if within_s is not None and within_s < 10:
@@ -58,11 +59,19 @@ class Slow(Memory):
         return super().wait()
 
     def stop(self, grace_s: float) -> list[SlotEvent]:
-        return [(slot, event) for slot, event in super().stop(grace_s) if self.answers(event.trial or 0)]
+        said = [(slot, self.says(event)) for slot, event in super().stop(grace_s) if isinstance(event, RunEnded)]
+        return [(slot, event) for slot, event in said if event is not None]
 
 
-@pytest.mark.parametrize(("budget", "at_s"), [({"wall_s": 25}, 26), ({"cpu_hours": 100 / 3600}, 26), ({"gpu_hours": 30 / 3600}, 31)])
-def test_a_budget_in_time_ends_the_runs_under_way_in_the_middle_of_an_epoch(
+def ends(events: list[Event]) -> dict[int | None, tuple[str, str | None, str | None]]:
+    return {e.trial: (e.state, e.stopped_by, e.error) for e in events if isinstance(e, RunEnded)}
+
+
+BY_BUDGET = ("stopped", "budget", None)
+
+
+@pytest.mark.parametrize(("budget", "at_s"), [({"wall_s": 25}, 26), ({"cpu_hours": 100 / 3600}, 26), ({"gpu_hours": 25 / 3600}, 26)])
+def test_a_budget_in_time_ends_the_runs_under_way_in_the_middle_of_an_epoch_and_they_go_on_where_it_is_raised(
     experiment: MakeExperiment, budget: dict[str, float], at_s: float
 ) -> None:
     clock, asked = Clock(), experiment(SPACE, "sweep.scheduler=none")
@@ -73,46 +82,61 @@ def test_a_budget_in_time_ends_the_runs_under_way_in_the_middle_of_an_epoch(
         job, started = make(trial, values, known)
         return job, replace(started, env=env)
 
-    drive(
-        Slow(2, clock, lambda trial: True), Judge(searching(asked, 9), RULES, Meter(BudgetConfig(**budget), now=clock)), held, events.extend
-    )
-    assert clock.s == pytest.approx(at_s)
-    assert [(e.trial, e.state, e.stopped_by) for e in events if isinstance(e, RunEnded)] == [
-        (0, "stopped", "budget"),
-        (1, "stopped", "budget"),
-    ]
+    judge = Judge(searching(asked, 9), RULES, Meter(BudgetConfig(**budget), now=clock))
+    full = drive(Slow(2, clock), judge, held, events.extend)
+    assert clock.s == pytest.approx(at_s, abs=0.1)
+    assert (full or "").startswith(f"budget.{next(iter(budget))}: ")
+    assert ends(events) == {0: BY_BUDGET, 1: BY_BUDGET}
     assert {e.verdict for e in events if isinstance(e, EpochEnded)} == {"continue"}
-    judge = Judge(searching(asked, 9), RULES)
+    assert resumed(searching(asked, 9), events) == ([0, 1], list(range(2, 9)))
+
+
+def resumed(search: Any, events: list[Event]) -> tuple[list[int | None], list[int | None]]:
+    """The runs that go on with an unlimited budget, and those that begin; each comes to its end."""
+    judge = Judge(search, RULES)
     assert replay(judge, events) is None
     after: list[Event] = []
     drive(Memory(1, good), judge, make, after.extend, under_way(events))
-    assert [e.trial for e in after if isinstance(e, RunStarted)] == list(range(2, 9))
+    assert {state for state, _, _ in ends(after).values()} == {"finished"}
+    return [e.trial for e in after if isinstance(e, RunResumed)], [e.trial for e in after if isinstance(e, RunStarted)]
 
 
-@pytest.mark.parametrize("epochs", [0, 1])
-def test_a_run_without_a_checkpoint_when_the_budget_ends_goes_on_one_day_if_epochs_of_it_are_recorded(
-    experiment: MakeExperiment, epochs: int
+@pytest.mark.parametrize(
+    ("epochs", "best", "end"),
+    [
+        (0, None, BY_BUDGET),
+        (1, {"epoch": 1, "metrics": {"val_accuracy": 0.9}}, BY_BUDGET),
+        (1, None, ("interrupted", None, "the budget is used up, and no checkpoint holds its epochs")),
+    ],
+)
+def test_a_run_that_says_nothing_when_the_budget_ends_has_the_best_epoch_of_its_checkpoint(
+    experiment: MakeExperiment, epochs: int, best: dict[str, Any] | None, end: tuple[str, str | None, str | None]
 ) -> None:
     clock, asked, events = Clock(), experiment(SPACE, "sweep.scheduler=none"), list[Event]()
-    meter = Meter(BudgetConfig(wall_s=10 * epochs + 5), now=clock)
-    drive(Slow(2, clock, lambda trial: trial == 1), Judge(searching(asked, 9), RULES, meter), make, events.extend)
-    ends = {e.trial: (e.state, e.stopped_by, e.error) for e in events if isinstance(e, RunEnded)}
-    assert ends[1] == ("stopped", "budget", None)
-    if epochs:
-        assert ends[0] == ("interrupted", None, "the budget is used up, and it wrote no checkpoint within 10 s")
-    else:
-        assert ends[0] == ("stopped", "budget", None)
-    assert [e.trial for e in under_way(events)] == [0] * epochs
+    judge = Judge(searching(asked, 9), RULES, Meter(BudgetConfig(wall_s=10 * epochs + 5), now=clock))
+    memory = Slow(2, clock, lambda ended: ended if ended.trial == 1 else None)
+    drive(memory, judge, make, events.extend, kept=lambda trial: best if trial == 0 else None)
+    assert ends(events) == {0: end, 1: BY_BUDGET}
+    assert [e.best for e in events if isinstance(e, RunEnded) and e.trial == 0] == [best]
+    assert resumed(searching(asked, 9), events) == ([0, 1], list(range(2, 9)))
 
 
-def test_a_run_that_is_resumed_with_a_used_up_budget_ends_with_its_epoch() -> None:
-    clock = Clock()
-    begun = RunStarted(0, 1000, {}, {})
-    meter = Meter(BudgetConfig(wall_s=20), [begun], wall_s=21, now=clock)
-    events: list[Event] = []
-    drive(Slow(1, clock, lambda trial: True), Judge(OneRun(), RULES, meter), make, events.extend, [begun])
-    assert [e.verdict for e in events if isinstance(e, EpochEnded)] == ["budget"]
-    assert [(e.state, e.stopped_by) for e in events if isinstance(e, RunEnded)] == [("stopped", "budget")]
+def test_no_run_goes_on_while_the_budget_is_used_up_and_each_has_an_end() -> None:
+    clock, begun, events = Clock(), [RunStarted(0, 1000, {}, {}), RunStarted(1, 1000, {}, {})], list[Event]()
+    meter = Meter(BudgetConfig(wall_s=20), begun, wall_s=21, now=clock)
+    best = {"epoch": 3, "metrics": {"val_accuracy": 0.9}}
+    drive(Slow(1, clock), Judge(OneRun(), RULES, meter), make, events.extend, begun, lambda trial: best if trial else None)
+    assert [(type(e), e.trial) for e in events] == [(kind, trial) for trial in (0, 1) for kind in (RunResumed, RunEnded)]
+    assert ends(events) == {0: BY_BUDGET, 1: BY_BUDGET}
+    assert [e.best for e in events if isinstance(e, RunEnded)] == [None, best]
+
+
+def test_a_disk_that_is_full_when_the_budget_ends_is_said(experiment: MakeExperiment) -> None:
+    clock, asked, events = Clock(), experiment(SPACE, "sweep.scheduler=none"), list[Event]()
+    judge = Judge(searching(asked, 9), RULES, Meter(BudgetConfig(wall_s=15), now=clock))
+    with pytest.raises(Lost, match="no room"):
+        drive(Slow(2, clock, lambda e: replace(e, error="no room") if e.trial == 0 else e), judge, make, events.extend)
+    assert ends(events) == {0: ("interrupted", None, "no room"), 1: BY_BUDGET}
 
 
 def test_a_budget_of_trials_counts_those_of_earlier_commands(experiment: MakeExperiment) -> None:
@@ -151,8 +175,4 @@ def test_a_replay_accepts_verdicts_of_a_budget(experiment: MakeExperiment) -> No
     events: list[Event] = []
     drive(Memory(1, score), Judge(searching(asked, 9), RULES, Meter(BudgetConfig(wall_s=12), now=clock)), make, events.extend)
     assert [e.stopped_by for e in events if isinstance(e, RunEnded)] == [None, "budget"]
-    judge = Judge(searching(asked, 9), RULES)
-    assert replay(judge, events) is None
-    after: list[Event] = []
-    drive(Memory(1, good), judge, make, after.extend, under_way(events))
-    assert [e.trial for e in after if isinstance(e, RunStarted)] == list(range(2, 9))
+    assert resumed(searching(asked, 9), events) == ([1], list(range(2, 9)))

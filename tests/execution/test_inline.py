@@ -54,13 +54,13 @@ class TestInline(ExecutorContract):
         executor.start(0, cut)
         [(_, epoch)] = executor.wait()
         executor.verdict(0, True)
-        assert executor.wait(0) == []
+        assert executor.wait(0.02) == []
         [(slot, ended)] = executor.stop(10)
         assert isinstance(ended, RunEnded)
         assert (slot, ended.state) == (0, "interrupted")
         state = checkpoint.load(cut.checkpoints)
         assert ended.best == state["best"] == {"epoch": 1, "metrics": epoch.metrics}  # type: ignore[union-attr]
-        assert state["training"]["step"] > state["training"]["epoch"] * 157, "it stopped with an epoch"
+        assert state["training"]["step"] % 180 != 0, "it stopped with an epoch"
 
     @pytest.mark.parametrize("sent", ["SIGINT", "SIGTERM"])
     def test_a_signal_ends_a_run_in_the_middle_of_an_epoch_and_it_goes_on_exactly_there(
