@@ -95,7 +95,8 @@ def keep(home: Path, ledger: Ledger, launch: Launch, experiment: Experiment, pre
 
 def closing(launch: Launch, state: str, ranked: list[TrialResult], winner: Winner | None, error: str | None) -> dict[str, Any]:
     """What the launch's own MLflow run gets at the end: state, the winner's scores, the leaderboard as a note."""
-    tags: dict[str, Any] = {"state": state}
+    own = launch.command == "train" and state == "finished" and ranked  # the launch's run is the run itself
+    tags: dict[str, Any] = {"state": ranked[0].state if own else state}
     metrics: dict[str, float] = {}
     if winner is not None and winner.run.best is not None:
         tags |= {"best_trial": "" if winner.run.trial is None else winner.run.trial}

@@ -64,7 +64,7 @@ class Proxy:
 
     def treat(self, handler: BaseHTTPRequestHandler) -> None:
         """One request, as the mood is."""
-        body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+        body = _body(handler)
         with self._changed:
             self.asked += 1
             mood = self.mood
@@ -116,6 +116,18 @@ class Proxy:
         self._listener.daemon_threads = True
         self.port = self._listener.server_address[1]
         threading.Thread(target=self._listener.serve_forever, args=(0.05,), daemon=True).start()
+
+
+def _body(handler: BaseHTTPRequestHandler) -> bytes:
+    """All of a request's body: an empty file is sent in chunks, none of which may be taken for the next request."""
+    if handler.headers.get("Transfer-Encoding") != "chunked":
+        return handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+    chunks = []
+    while size := int(handler.rfile.readline(), 16):
+        chunks.append(handler.rfile.read(size))
+        handler.rfile.readline()
+    handler.rfile.readline()
+    return b"".join(chunks)
 
 
 def _answer(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], content: bytes) -> None:

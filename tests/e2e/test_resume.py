@@ -143,6 +143,7 @@ def weights(shell: Shell) -> dict[str, Any]:
 KILLER = """
 import os
 import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -163,6 +164,8 @@ class Net(CNN):
                 steps.write(b".")
         if MOMENT.exists() and MOMENT.read_text() == f"{kind} {passes[kind]}":
             MOMENT.unlink()
+            while MOMENT.with_name("hold").exists():
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         return super().forward(batch)
 """
@@ -347,13 +350,11 @@ from models.cnn import CNN
 
 
 class Net(CNN):
-    'After its first epoch each step takes a second, while a file says so.'
-    steps = 0
+    'Each step takes a tenth of a second, while a file says so.'
 
     def forward(self, *inputs):
-        Net.steps += self.training
-        if self.training and Net.steps > 400 and Path(__file__).with_name("tired").exists():
-            time.sleep(1)
+        if self.training and Path(__file__).with_name("tired").exists():
+            time.sleep(0.1)
         return super().forward(*inputs)
 """
 
@@ -369,29 +370,29 @@ class Net(CNN):
 def test_a_budget_in_seconds_ends_runs_in_the_middle_of_an_epoch_and_they_go_on_where_it_is_raised(
     shell: Shell, words: tuple[str, ...]
 ) -> None:
-    """On a machine that is busy it may end them in their first one."""
+    """On a machine that is busy it may end them in their first one. A file makes each step slow, and is removed for the resume."""
     (shell.folder / "tired.py").write_text(TIRED)
     (shell.folder / "tired.yaml").write_text(EXPERIMENT_OF_IT.replace("stuck_net:Net", "tired:Net"))
     (shell.folder / "tired").touch()
     command, *rest, budget = words
-    words = (command, "tired.yaml", "training.batch_size=4", "model.norm=none", *rest)
+    words = (command, "tired.yaml", "training.batch_size=32", "training.epochs=12", "model.norm=none", *rest)  # 45 steps an epoch
     said = shell.run(*words, budget, "--json")
     assert "the budget is used up: budget.wall_s: " in said.err
     runs = shell.run("runs", "digits-cnn", "--json").json["runs"]
     assert {(run["state"], run["stopped_by"]) for run in runs} == {("stopped", "budget")}
-    assert {run["epochs"] for run in runs} <= {0, 1}
+    assert all(run["epochs"] < 12 for run in runs)
     best = said.json["best"]
     assert (best is not None) == any(run["epochs"] for run in runs)
     if best is not None:
-        assert (best["test"] if command == "sweep" else said.json["test"])["test_accuracy"] > 0.2
+        assert (best["test"] if command == "sweep" else said.json["test"])["test_accuracy"] > 0.05
     (shell.folder / "tired").unlink()
     more = shell.run(*words, "budget.wall_s=3600", "--resume", "--json").json
     after = shell.run("runs", "digits-cnn", "--json").json["runs"]
     assert more["state"] == "finished"
     assert {run["run_id"] for run in runs} <= {run["run_id"] for run in after}
-    assert {(run["state"], run["epochs"]) for run in after} == {("finished", 3)}
+    assert {(run["state"], run["stopped_by"], run["epochs"]) for run in after} == {("finished", None, 12)}
     for run in after:
-        assert sorted(row.step for row in shell.client().get_metric_history(run["run_id"], "val_loss")) == [1, 2, 3]
+        assert sorted(row.step for row in shell.client().get_metric_history(run["run_id"], "val_loss")) == list(range(1, 13))
 
 
 STUCK = """

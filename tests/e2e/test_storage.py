@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.events import RunEnded
+from orchestrator.records.ledger import Ledger
+from orchestrator.records.mirror import mirror_of, mirrored, restore
 from orchestrator.training import checkpoint
 from tests.e2e.conftest import EXPERIMENT, PROJECT, Shell, Typed, epochs_in_ledger, open_shell, wait_for
 from tests.e2e.nodes import below
@@ -61,13 +66,28 @@ def test_the_credentials_are_written_down_nowhere(swept: tuple[Shell, Any], s3: 
     assert [name for name in s3.names() if secret in s3.content(name)] == []
 
 
+def ended_in_copy(storage: str) -> set[int | None]:
+    """The trials that have ended, by the copy of the only sweep's ledger."""
+    where = mirror_of(storage, "digits-cnn", "sweep")
+    with tempfile.TemporaryDirectory() as folder:
+        for launch in mirrored(where):
+            restore(where, Path(folder), launch)
+            with contextlib.closing(Ledger(Path(folder))) as copy:
+                return {event.trial for event in copy.events(launch) if isinstance(event, RunEnded)}
+    return set()
+
+
 def test_a_sweep_whose_folder_is_lost_goes_on_in_another_one_from_the_storage(tmp_path: Path) -> None:
     """With a family of its own, and epochs that MLflow has and neither the ledger's copy nor a checkpoint."""
     first, second = (with_killer(open_shell(tmp_path / name)) for name in ("first", "second"))
     first.env["MLFLOW_TRACKING_URI"] = f"sqlite:///{second.folder / 'mlflow.db'}"
     words = ("sweep", "killed.yaml", "sweep.trials=3", "training.epochs=4", "sweep.scheduler=none", ALONE)
     (first.folder / "moment").write_text("training 130")  # of 80 a trial
-    assert first.start(*words, "storage.path=../shared").finish(200).code == -signal.SIGKILL
+    (first.folder / "hold").touch()
+    killed = first.start(*words, "storage.path=../shared")
+    wait_for("the end of a trial in the copy", lambda: 0 in ended_in_copy(f"{tmp_path}/shared") or killed.process.poll() is not None)
+    (first.folder / "hold").unlink()
+    assert killed.finish(200).code == -signal.SIGKILL
     first.run("sync")
     shutil.rmtree(first.folder)
     done = second.run(*words, f"storage.path={tmp_path}/shared", "--resume", "--json")

@@ -71,7 +71,13 @@ def everything_arrived_once(shell: Shell, port: int, name: str) -> dict[str, Any
 def catch_up(said: Said, type_: Typed) -> None:
     """What a command could no longer send before its end, as it says."""
     if "orchestrator sync" in said.err:
-        assert type_("sync").json["left"] == 0
+        sync(type_)
+
+
+def sync(type_: Typed) -> None:
+    """Send the rest."""
+    said = type_("sync")
+    assert said.json.get("left") == 0, said.out + said.err
 
 
 @pytest.fixture
@@ -188,7 +194,7 @@ def test_a_slow_server_slows_no_training_and_the_command_ends(
     [note] = [line for line in said.err.splitlines() if "orchestrator sync" in line]
     assert f"note: MLflow at {proxy.uri} has not got everything" in note
     proxy.becomes("well")
-    assert type_("sync").json["left"] == 0
+    sync(type_)
     everything_arrived_once(shell, port, name)
 
 
@@ -204,7 +210,7 @@ def test_a_driver_killed_between_commit_and_sending_loses_nothing_and_repeats_no
     committed = epochs_in_ledger(shell.folder)
     assert (proxy.answered, 25 <= committed < 60) == (0, True)
     proxy.becomes("well")
-    assert type_("sync").json["left"] == 0
+    sync(type_)
     runs = everything_arrived_once(shell, port, name)
     assert {trial: run.info.status for trial, run in runs.items() if trial in ("", "0")} == {"": "RUNNING", "0": "FINISHED"}
     done = shell.run(*words, "sweep.executor=inline", "--resume", "--json", timeout_s=BOUND_S)

@@ -48,7 +48,7 @@ def _collect(rows: Rows, ledger: Ledger, launch: Launch, entry: Entry) -> None:
         if entry.trial is not None or launch.command == "train":
             rows.status = (STATUS[data["state"]], entry.at_ms)
     elif entry.kind in ("reopened", "resumed"):
-        rows.tags |= {"orchestrator.state": "running", "orchestrator.error": ""}
+        rows.tags |= {"orchestrator.state": "running", "orchestrator.error": "", "orchestrator.stopped_by": ""}
         rows.status = ("RUNNING", None)
     elif entry.kind == "closed":
         rows.tags |= {f"orchestrator.{key}": value for key, value in data["tags"].items()} | {"mlflow.note.content": data["note"]}
