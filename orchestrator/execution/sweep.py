@@ -178,10 +178,12 @@ class Judge:
 
     def out_of_budget(self, event: EpochEnded | RunEnded) -> EpochEnded | RunEnded:
         """The same of an event of runs that were asked to end, for the budget is used up."""
-        if isinstance(event, RunEnded) and event.state in ("interrupted", "stopped") and event.error is None:
-            self.stopped.pop(event.trial, None)
-            return replace(event, state="stopped", stopped_by="budget")
-        return self(event)
+        if not isinstance(event, RunEnded) or event.state not in ("interrupted", "stopped") or event.error is not None:
+            return self(event)
+        if event.state == "stopped" and self.stopped.get(event.trial, "budget") != "budget":
+            return self(event)  # it had been stopped before, for another reason
+        self.stopped.pop(event.trial, None)
+        return replace(event, state="stopped", stopped_by="budget")
 
     def knows(self, event: Event) -> bool:
         """Whether it is an epoch that was judged before: a run that went on from an older checkpoint comes by it again."""

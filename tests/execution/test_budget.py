@@ -131,6 +131,13 @@ def test_no_run_goes_on_while_the_budget_is_used_up_and_each_has_an_end() -> Non
     assert [e.best for e in events if isinstance(e, RunEnded)] == [None, best]
 
 
+def test_a_run_that_had_been_stopped_for_another_reason_keeps_it() -> None:
+    judge = Judge(OneRun(), RULES)
+    judge.stopped |= {0: "asha", 1: "budget"}
+    said = [judge.out_of_budget(RunEnded(trial, "stopped", 1000)) for trial in (0, 1, 2)]
+    assert [e.stopped_by for e in said if isinstance(e, RunEnded)] == ["asha", "budget", "budget"]
+
+
 def test_a_disk_that_is_full_when_the_budget_ends_is_said(experiment: MakeExperiment) -> None:
     clock, asked, events = Clock(), experiment(SPACE, "sweep.scheduler=none"), list[Event]()
     judge = Judge(searching(asked, 9), RULES, Meter(BudgetConfig(wall_s=15), now=clock))
