@@ -169,7 +169,8 @@ def runs(name: str, *, top: int | None = None, sweep: str | None = None) -> r.Le
             raise Refused(f"no sweep '{sweep}' in experiment '{name}'; there is: {', '.join(known) or 'none'}", key="--sweep")
     newest = max(found, key=lambda run: run.started_ms, default=None)
     metric, mode = (newest.metric, newest.mode) if newest else ("", "max")
-    ranked = best_first([run.result for run in found], metric, mode)
+    results = [tracking.so_far(client, run) if run.result.state == "running" else run.result for run in found]
+    ranked = best_first(results, metric, mode)
     baseline, optimum = (newest.about(key) if newest else {} for key in ("baseline", "optimum"))
     protocol = newest.tags.get("orchestrator.protocol", "") if newest else ""
     return r.Leaderboard(name, ranked[:top], metric, baseline, optimum, protocol)

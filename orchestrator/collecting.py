@@ -52,7 +52,7 @@ class Collected(Result):
     def summary(self) -> str:
         """What it comes to, in one line."""
         went, runs = "would be removed" if self.dry_run else "removed", len(self.removed)
-        return f"{went}: {runs} run{'' if runs == 1 else 's'}, {sized(self.bytes)}; kept: {self.kept}"
+        return f"{went}: {runs} run{'' if runs == 1 else 's'}, {sized(self.bytes)}; kept: {self.kept} (a sweep's own run counts)"
 
 
 @dataclass(frozen=True)

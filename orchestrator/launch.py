@@ -26,6 +26,7 @@ from orchestrator.deployment import scoring
 from orchestrator.errors import Failed, Interrupted, Lost, Note, OrchestratorError, Refused, Taken
 from orchestrator.events import Event
 from orchestrator.execution.executor import GRACE_S, Executor
+from orchestrator.execution.inline import Inline
 from orchestrator.execution.sweep import drive
 from orchestrator.experiment.config import ScalingConfig
 from orchestrator.experiment.plan import Command, Plan
@@ -50,6 +51,16 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
 
     `resume`: the id of the launch to go on with, or resuming.NEWEST or IF_ANY.
     """
+    try:
+        return _run(command, asked, address, show, resume)
+    except KeyboardInterrupt as pressed:  # once more, while it ended: what was to be said is said all the same
+        said: BaseException | None = pressed
+        while said is not None and not isinstance(said, OrchestratorError):
+            said = said.__context__
+        raise (said or pressed) from None
+
+
+def _run(command: Command, asked: Asked, address: str | None, show: Show, resume: str | None) -> Outcome:
     check_store(destination())
     began = time.time()
     beside = Beside(home(), asked.experiment)
@@ -66,13 +77,14 @@ def run(command: Command, asked: Asked, address: str | None, show: Show, resume:
         held.enter_context(driving(home(), launch_id))
         beside.start()  # MLflow is imported while Ray starts
         try:
-            if address is None and plan.executor != "inline":
+            idle = earlier is not None and resuming.is_idle(command, asked, plan, ledger, earlier.id)
+            if address is None and plan.executor != "inline" and not idle:
                 connected.enter_context(_connected(None, plan.threads, found.cpus))
             launch = resuming.reopen(ledger, earlier) if earlier is not None else _begin(ledger, command, asked, plan, launch_id)
             try:
                 beside.follow(ledger, launch)
                 asked = dataclasses.replace(asked, network=None)  # it may be large, and each trial makes its own
-                ended = _drive(command, asked, plan, ledger, launch, _both(show, beside))
+                ended = _drive(command, asked, plan, ledger, launch, _both(show, beside), idle)
             except BaseException as reason:
                 raise _cut_short(ledger, launch, reason, again) from reason
         except BaseException as reason:  # what is recorded is sent, then it is raised again
@@ -173,8 +185,8 @@ def _baseline(asked: Asked) -> dict[str, Any]:
     return {"name": asked.network.baseline_name, "metrics": scores} if scores else {}
 
 
-def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, show: Show) -> Ended:
-    """Run every trial, then conclude."""
+def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: Launch, show: Show, idle: bool) -> Ended:
+    """Run every trial, then conclude. `idle`: none is left to run, so no workers are started."""
 
     def append(events: Sequence[Event]) -> None:
         ledger.append(launch.id, events)
@@ -185,7 +197,7 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
     error: str | None = None
     full: str | None = None  # what is used up of the budget
     grace_s = GRACE_S
-    executor = make_executor(plan, asked.experiment.scaling)  # before the search: its workers start while that is made
+    executor = Inline() if idle else make_executor(plan, asked.experiment.scaling)  # its workers start while the search is made
     try:
         begun = resuming.begin(command, asked, plan, ledger, launch.id)
         if plan.executor != "inline":
@@ -212,15 +224,13 @@ def _drive(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: L
     winner = conclude(home(), ledger, launch, asked.experiment, asked.prepared, state, results, error)
     if full is not None:
         without = "" if winner else "; no checkpoint holds a whole epoch: there is no winner"
-        warnings.warn(f"the budget is used up: {full}{without}", Note, stacklevel=1)
+        warnings.warn(f"the budget is used up: {full}; with more of it --resume goes on{without}", Note, stacklevel=1)
     return Ended(state, winner, why, error)
 
 
 def make_executor(plan: Plan, scaling: ScalingConfig) -> Executor:
     """The executor that the plan names."""
     if plan.executor == "inline":
-        from orchestrator.execution.inline import Inline
-
         return Inline(plan.gpus)
     if plan.executor == "pool":
         from orchestrator.execution.pool import Pool

@@ -160,6 +160,16 @@ def _differs(command: str, launch: Launch, before: Any, now: Any) -> str:
     )
 
 
+def is_idle(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: str) -> bool:
+    """Whether nothing is left to run of a launch: every run has ended, or the budget is used up."""
+    events = ledger.events(launch)
+    meter = Meter(asked.experiment.budget, events, ledger.wall_s(launch))
+    if meter.over() is not None:
+        return True
+    wanted = plan.trials if command == "sweep" else 1
+    return not under_way(events) and (sum(isinstance(e, RunStarted) for e in events) >= wanted or meter.full() is not None)
+
+
 def begin(command: Command, asked: Asked, plan: Plan, ledger: Ledger, launch: str) -> Begun:
     """The judge of a launch, brought to where the ledger has it: of a new one, at its beginning."""
     experiment, events = asked.experiment, ledger.events(launch)

@@ -58,6 +58,23 @@ def test_an_interrupt_before_anything_had_begun_promises_no_resume(experiment: s
         api.train(experiment)
 
 
+@pytest.mark.parametrize(("said", "error"), [(Interrupted("interrupted; to go on: so"), Interrupted), (None, KeyboardInterrupt)])
+def test_a_second_interrupt_while_a_command_ends_takes_nothing_away_of_what_it_was_to_say(
+    experiment: str, monkeypatch: pytest.MonkeyPatch, said: Exception | None, error: type[BaseException]
+) -> None:
+    def run(*given: Any) -> None:
+        try:
+            if said is not None:
+                raise said
+        finally:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "_run", run)
+    with pytest.raises(error) as raised:
+        api.train(experiment)
+    assert said is None or raised.value is said
+
+
 def test_the_plan_of_a_run_that_may_have_more_workers_or_fewer_says_how_many_it_needs(experiment: str) -> None:
     planned = api.plan(experiment, ["scaling.workers=[1,2]"], command="train").document()
     assert list(planned)[-1] == "fewest"

@@ -40,7 +40,9 @@ def choose(runs: Sequence[RecordedRun], name: str) -> RecordedRun:
     """The best run by validation among those on the newest data. Raises Refused if none has come to an end."""
     ended = [run for run in runs if run.kind in ("trial", "train") and run.result.best and run.result.state in ("finished", "stopped")]
     if not ended:
-        raise Refused(f"experiment '{name}' has no run that ended with a score; train or sweep first")
+        under_way = sum(run.kind in ("trial", "train") and run.result.state in ("running", "interrupted") for run in runs)
+        todo = f"{under_way} can go on (--resume), or do so now" if under_way else "train or sweep first"
+        raise Refused(f"experiment '{name}' has no run that ended with a score; {todo}")
     newest = max(ended, key=lambda run: run.started_ms)
     same = [run for run in ended if (run.fingerprint, run.metric) == (newest.fingerprint, newest.metric)]
     same.sort(key=lambda run: run.started_ms)  # of equals the earlier one stays
@@ -51,12 +53,19 @@ def choose(runs: Sequence[RecordedRun], name: str) -> RecordedRun:
 
 def _say_what_is_left_out(runs: Sequence[RecordedRun], chosen: TrialResult, newest: RecordedRun) -> None:
     """A note where the leaderboard has a better run that isn't considered."""
-    scored = [run.result for run in runs if run.kind in ("trial", "train") and run.metric == newest.metric and run.result.best]
-    for run in best_first(scored, newest.metric, newest.mode):
-        if run is chosen:
-            return
-        if run.state not in ("finished", "stopped"):
-            warnings.warn(f"not considered, though it scored higher: run {run.run_id}, {run.state}", Note, stacklevel=2)
+    scored = {id(run.result): run for run in runs if run.kind in ("trial", "train") and run.metric == newest.metric and run.result.best}
+    on_other_data = []
+    for result in best_first([run.result for run in scored.values()], newest.metric, newest.mode):
+        if result is chosen:
+            break
+        if result.state not in ("finished", "stopped"):
+            warnings.warn(f"not considered, though it scored higher: run {result.run_id}, {result.state}", Note, stacklevel=2)
+        elif scored[id(result)].fingerprint != newest.fingerprint:
+            on_other_data.append(result)
+    if on_other_data:
+        count = "1 run" if len(on_other_data) == 1 else f"{len(on_other_data)} runs"
+        said = f"not considered: {count} on other data than the newest run's, with higher scores on that; --run {on_other_data[0].run_id}"
+        warnings.warn(f"{said} takes the best of them", Note, stacklevel=2)
 
 
 @dataclass(frozen=True)
@@ -119,7 +128,10 @@ def decide(challenger: Challenger, alias: str, force: bool, prepare: Callable[[]
 
     if champion is not None and champion.run_id == run_id:
         return result(
-            "unchanged", f"version {champion.number} is the champion already, and there is no better run", champion.number, champion.scores
+            "unchanged",
+            f"version {champion.number} is the champion already, and there is no better run on the newest data",
+            champion.number,
+            champion.scores,
         )
     against, reason = None, "there was no champion"
     missed = gate(scores, challenger.experiment.registry.require)

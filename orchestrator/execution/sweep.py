@@ -113,7 +113,7 @@ def _out_of_budget(
     for slot, silent in list(running.items()):
         record([judge.out_of_budget(_silent(silent, judge, kept))])
         del running[slot]
-    for before in waiting:
+    for before in (run for run in waiting if run.trial not in judge.at_rest):
         begun = RunResumed(before.trial, int(time.time() * 1000), before.env)
         record([begun, judge.out_of_budget(_silent(begun, judge, kept))])
     if trouble is not None:
@@ -175,6 +175,7 @@ class Judge:
         self.scores: dict[Any, list[float]] = {}
         self.verdicts: dict[Any, list[str]] = {}
         self.stopped: dict[Any, str] = {}
+        self.at_rest: set[Any] = set()  # the runs that the budget stopped and that didn't go on
 
     def out_of_budget(self, event: EpochEnded | RunEnded) -> EpochEnded | RunEnded:
         """The same of an event of runs that were asked to end, for the budget is used up."""
@@ -183,19 +184,22 @@ class Judge:
         if event.state == "stopped" and self.stopped.get(event.trial, "budget") != "budget":
             return self(event)  # it had been stopped before, for another reason
         self.stopped.pop(event.trial, None)
-        return replace(event, state="stopped", stopped_by="budget")
+        return self(replace(event, state="stopped", stopped_by="budget"))
 
     def knows(self, event: Event) -> bool:
         """Whether it is an epoch that was judged before: a run that went on from an older checkpoint comes by it again."""
         return isinstance(event, EpochEnded) and event.epoch <= len(self.verdicts.get(event.trial, []))
 
     def __call__(self, event: EpochEnded | RunEnded) -> EpochEnded | RunEnded:
+        self.at_rest.discard(event.trial)
         if isinstance(event, RunEnded):
             if event.state == "interrupted":
                 return event  # it goes on one day: nothing to judge
             if event.state == "stopped":
                 event = replace(event, stopped_by=self.stopped.pop(event.trial, event.stopped_by))
-            if event.stopped_by != "budget":  # else it may go on one day too
+            if event.stopped_by == "budget":
+                self.at_rest.add(event.trial)  # it may go on one day too
+            else:
                 self.search.end(event.trial, failed=event.state == "failed")
             return event
         if self.knows(event):

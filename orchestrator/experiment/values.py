@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
+
+WORDS = {  # pydantic's -> those of this file's reader
+    "a valid tuple": "a list, such as [32]",
+    "a valid dictionary": "a mapping, such as {key: value}",
+    "a valid integer, got a number with a fractional part": "a whole number",
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "a text",
+}
 
 
 def conversions(key: str, given: Any, made: Any) -> Iterator[tuple[str, str]]:
@@ -35,7 +46,10 @@ def adapter(cls: type) -> TypeAdapter[Any]:
 def sentence(message: str) -> str:
     """A message of pydantic's as ours begin."""
     said = message.removeprefix("Value error, ").replace("Input should be", "it must be")
-    return said.replace("a valid tuple", "a list, such as [32]").replace("a valid dictionary", "a mapping, such as {key: value}")
+    said = re.sub(r", unable to parse string as an? \w+| or instance of \w+|, unable to interpret input", "", said)
+    for theirs, ours in WORDS.items():
+        said = said.replace(theirs, ours)
+    return said
 
 
 def jsonable(value: Any) -> Any:

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 import orchestrator
-from orchestrator.deployment.promotion import Challenger, _doubt
+from orchestrator.deployment.promotion import Challenger, _doubt, choose
 from orchestrator.deployment.registry import Registry
-from orchestrator.errors import Failed, Refused
+from orchestrator.errors import Failed, Note, Refused
+from orchestrator.events import Best, TrialResult
+from orchestrator.records.tracking import RecordedRun
 from orchestrator.training import checkpoint
 from tests.deployment.conftest import Train
 
@@ -86,6 +88,25 @@ def test_a_checkpoint_is_looked_for_where_it_was_written(tmp_path: Path, monkeyp
     assert challenger(tmp_path, "f", "kept/", 3).checkpoints() == str(tmp_path / "kept" / "l1-3")
     assert challenger(tmp_path, "f", "~/kept").checkpoints() == str(tmp_path / "me" / "kept" / "l1")
     assert checkpoint.folder_of("s3://bucket/kept/", tmp_path, "l1", 0) == "s3://bucket/kept/l1-0"
+
+
+def recorded(run_id: str, score: float, fingerprint: str, state: str = "finished", started_ms: int = 0) -> RecordedRun:
+    best = Best(1, {"val_accuracy": score})
+    result = TrialResult(None, run_id, state, None, {}, 1, best, None, 1.0)  # type: ignore[arg-type]
+    return RecordedRun(result, "train", run_id, fingerprint, "val_accuracy", "max", started_ms, {}, {}, None, {})
+
+
+def test_better_runs_that_are_not_considered_are_said_with_the_reason() -> None:
+    newest = recorded("newest", 0.5, "new", started_ms=9)
+    others = [recorded("best", 0.9, "old"), recorded("other", 0.8, "old"), recorded("cut", 0.7, "new", "interrupted"), newest]
+    with pytest.warns(Note) as said:
+        assert choose(others, "digits") is newest
+    assert [str(each.message) for each in said] == [
+        "not considered, though it scored higher: run cut, interrupted",
+        "not considered: 2 runs on other data than the newest run's, with higher scores on that; --run best takes the best of them",
+    ]
+    with pytest.raises(Refused, match=r"no run that ended with a score; 1 can go on \(--resume\), or do so now"):
+        choose([others[2]], "digits")
 
 
 def test_a_run_of_another_experiment_is_refused(folder: Path, train: Train) -> None:

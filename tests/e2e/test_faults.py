@@ -128,7 +128,9 @@ def test_a_users_own_family_is_promoted_and_predicts(troubled: tuple[Shell, Any]
 def test_a_run_that_fails_alone_is_exit_1_with_the_users_line(troubled: tuple[Shell, Any]) -> None:
     shell, _ = troubled
     said = shell.run("train", "troubled.yaml", "model.dropout=0.4", "--json", code=1)
-    assert said.errors == ["error: ValueError: the user's own mistake (net.py:10)"]
+    [error] = said.errors
+    assert error.startswith("error: ValueError: the user's own mistake (net.py:10); the whole trace: ")
+    assert "Traceback" in Path(error.partition("; the whole trace: ")[2]).read_text()
     assert (said.json["state"], said.json["error"]) == ("failed", "ValueError: the user's own mistake (net.py:10)")
 
 

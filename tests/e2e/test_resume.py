@@ -128,6 +128,10 @@ def test_trials_that_were_under_way_in_the_pool_go_on_from_their_checkpoints_whe
     (shell.folder / "counted.yaml").write_text((shell.folder / EXPERIMENT).read_text().replace("family: cnn", "class: counting:Net"))
     words = ("sweep", "counted.yaml", "sweep.trials=2", "training.epochs=20", "sweep.scheduler=none", EACH_EPOCH)
     kill_after(shell, 24, *words)
+    shell.run("sync")
+    of_killed = shell.run("runs", "digits-cnn", "--json").json["runs"]
+    assert sorted((run["state"], run["epochs"]) for run in of_killed) == sorted(("running", len(e)) for e in recorded(shell).values())
+    assert all(run["best"]["metrics"]["val_accuracy"] > 0.1 for run in of_killed)
     check_complete(shell, shell.run(*words, "--resume", "--json").json, 2)
     epoch = 20  # steps
     assert (shell.folder / "steps").stat().st_size <= 2 * 20 * epoch + 2 * 2 * epoch, "they began anew: each had some 12 epochs"
@@ -269,7 +273,7 @@ def test_an_interrupted_run_of_its_own_goes_on_from_the_step_where_it_was(shell:
     assert len(state["history"]) == said.json["epochs"], "the checkpoint is older than the interrupt"
 
 
-def test_a_finished_sweep_can_be_extended_and_its_test_is_evaluated_once_a_run(here: Here) -> None:
+def test_a_finished_sweep_can_be_extended_and_its_test_is_evaluated_once_a_run(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     first = here.run("sweep", EXPERIMENT, *SOME, "--json").json
     longer = here.run("sweep", EXPERIMENT, "sweep.trials=9", "training.epochs=3", "--resume", "--json").json
     assert longer["sweep"] == first["sweep"]
@@ -281,6 +285,14 @@ def test_a_finished_sweep_can_be_extended_and_its_test_is_evaluated_once_a_run(h
     assert len(kept) == len(set(kept))
     tested = here.client().get_metric_history(longer["best"]["run_id"], "test_accuracy")
     assert [row.value for row in tested] == [longer["best"]["test"]["test_accuracy"]]
+
+    def starts(*given: object) -> None:
+        raise AssertionError("Ray was started for nothing")
+
+    monkeypatch.setattr("orchestrator.launch._connected", starts)
+    again = here.run("sweep", EXPERIMENT, "sweep.trials=9", "training.epochs=3", "--resume", "--json")
+    assert "no trial is left to run" in again.err
+    assert (again.json["trials"], again.json["best"]) == (longer["trials"], longer["best"])
 
 
 def test_a_changed_space_keeps_what_fits_as_evidence(here: Here) -> None:

@@ -129,6 +129,11 @@ def test_no_run_goes_on_while_the_budget_is_used_up_and_each_has_an_end() -> Non
     assert [(type(e), e.trial) for e in events] == [(kind, trial) for trial in (0, 1) for kind in (RunResumed, RunEnded)]
     assert ends(events) == {0: BY_BUDGET, 1: BY_BUDGET}
     assert [e.best for e in events if isinstance(e, RunEnded)] == [None, best]
+    judge, more = Judge(OneRun(), RULES), list[Event]()
+    assert replay(judge, events) is None
+    judge.meter = Meter(BudgetConfig(wall_s=20), events, wall_s=22, now=clock)
+    drive(Slow(1, clock), judge, make, more.extend, under_way([*begun, *events]))
+    assert more == [], "they were at rest already"
 
 
 def test_a_run_that_had_been_stopped_for_another_reason_keeps_it() -> None:

@@ -108,7 +108,7 @@ def test_an_overridden_key_has_no_line_for_the_file_is_not_at_fault(problems: Pr
     assert problems(text, "training.epochs=-1", "training.seed=x", "optimizer.lrr=1") == [
         "optimizer.lrr: no option of optimizer adam 'lrr'; did you mean 'lr'? there is: betas, lr, name, schedule, warmup, weight_decay",
         "training.epochs: it must be greater than 0, not -1",
-        "training.seed: it must be a valid integer, unable to parse string as an integer, not 'x'",
+        "training.seed: it must be a whole number, not 'x'",
     ]
 
 
@@ -235,10 +235,10 @@ def test_the_known_metrics_of_a_requirement_are_those_on_test_and_validation(rea
         ("training=3", "training: it must be a mapping, not 3"),
         ("optimizer=[]", "optimizer: it must be a mapping, not []"),
         ("data.split=0.8", "data.split: it must be a mapping, not 0.8"),
-        ("training.epochs=ten", "training.epochs: it must be a valid integer, unable to parse string as an integer, not 'ten'"),
+        ("training.epochs=ten", "training.epochs: it must be a whole number, not 'ten'"),
         ("training.epochs='3'", "training.epochs: it must be a number, not '3'"),
         ("training.epochs=true", "training.epochs: it must be a number, not True"),
-        ("training.epochs=2.5", "training.epochs: it must be a valid integer, got a number with a fractional part, not 2.5"),
+        ("training.epochs=2.5", "training.epochs: it must be a whole number, not 2.5"),
         ("training.precision=fp8", "training.precision: it must be 'auto', 'fp32', 'bf16' or 'fp16', not 'fp8'"),
         ("optimizer.lr=0", "optimizer.lr: it must be greater than 0, not 0"),
         ("optimizer.lr=.inf", "optimizer.lr: it must be a finite number, not inf"),
@@ -320,7 +320,7 @@ def test_one_part_to_freeze_may_be_given_alone(read_text: Read) -> None:
     [
         ("model.freeze=5", "model.freeze: it must be a list of parts, such as [features], not 5"),
         ("model.freeze=['']", "model.freeze.0: String should have at least 1 character, not ''"),
-        ("model.init_from=5", "model.init_from: it must be a valid string, not 5"),
+        ("model.init_from=5", "model.init_from: it must be a text, not 5"),
         ("model.init_form=a", "model.init_form: no option 'init_form'; did you mean 'init_from'?"),
         ("training.augment.shift=0.6", "training.augment.shift: it must be less than or equal to 0.5, not 0.6"),
         ("training.augment.crop=0", "training.augment.crop: it must be greater than 0, not 0"),

@@ -29,7 +29,7 @@ from tests.experiment.conftest import SHORTEST, Problems, Read, space
         ("training.augment.shfit: {uniform: [0, 0.1]}", "no searchable key of training 'augment.shfit'; did you mean 'augment.shift'?"),
         ("training.augment.shift: {uniform: [0, 0.9]}", "0.9 is not allowed: it must be less than or equal to 0.5"),
         ("training.augment.flip: {choice: [none, sideways]}", "'sideways' is not allowed: it must be 'none', 'horizontal', 'vertical' or"),
-        ("model.init_from: {choice: [3]}", "3 is not allowed: it must be a valid string"),
+        ("model.init_from: {choice: [3]}", "3 is not allowed: it must be a text"),
         ("model.freeze: {choice: [[], 7]}", "7 is not allowed: it must be a list of parts"),
         ("training.accumulate: {choice: [true]}", "True is not allowed: it must be a number, not True"),
         ("data.source: {choice: [digits]}", "'data.source' can't be searched; what can: keys of model, optimizer, training"),

@@ -125,7 +125,7 @@ def test_a_dry_run_shows_the_same_list_and_removes_nothing(sweep: Sweep, folder:
     assert trials() == [None, 0, 1, 2]
     done = gc("corners", keep="top:0")
     assert (tried.removed, tried.kept, tried.bytes, tried.data, tried.dry_run) == (done.removed, done.kept, done.bytes, done.data, True)
-    assert tried.summary() == f"would be removed: 4 runs, {sized(done.bytes)}; kept: 0"
+    assert tried.summary() == f"would be removed: 4 runs, {sized(done.bytes)}; kept: 0 (a sweep's own run counts)"
     assert [row["what"] for row in done.rows()] == ["trial 0", "trial 1", "trial 2", "the sweep itself", "prepared data"]
 
 

@@ -2,7 +2,7 @@
 
 from orchestrator.records.tracking.background import BackgroundSender, sending_lock, sync
 from orchestrator.records.tracking.models import log_model, test_tags
-from orchestrator.records.tracking.read import RecordedRun, experiment_file, recorded, recorded_run
+from orchestrator.records.tracking.read import RecordedRun, experiment_file, recorded, recorded_run, so_far
 from orchestrator.records.tracking.rows import to_yaml
 from orchestrator.records.tracking.send import Sender
 from orchestrator.records.tracking.store import (
@@ -33,6 +33,7 @@ __all__ = [
     "said_by_mlflow",
     "sending_lock",
     "shown_destination",
+    "so_far",
     "sync",
     "test_tags",
     "to_yaml",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Refused
-from orchestrator.events import Best, TrialResult
+from orchestrator.events import Best, TrialResult, better
 from orchestrator.records.tracking.send import EXPERIMENT_FILE
 from orchestrator.records.tracking.store import said_by_mlflow, shown_destination
 
@@ -95,6 +95,18 @@ def _recorded(run: Any) -> RecordedRun:
         result, tag("kind"), tag("launch"), tag("fingerprint"), tag("metric"), tag("mode"), run.info.start_time,
         dict(run.data.metrics), dict(run.data.params), tags.get("orchestrator.model_id"), dict(tags), run.info.end_time,
     )  # fmt: skip
+
+
+def so_far(client: Any, run: RecordedRun) -> TrialResult:
+    """The result of a run that hasn't ended, or whose end nobody recorded, by the epochs that MLflow has."""
+    with said_by_mlflow():
+        history = {name: client.get_metric_history(run.result.run_id, name) for name in dict.fromkeys((run.metric, "val_loss"))}
+    values = {name: {row.step: row.value for row in rows} for name, rows in history.items()}
+    best: Best | None = None
+    for epoch, value in sorted(values[run.metric].items()):
+        if best is None or better(value, best.metrics[run.metric], run.mode):
+            best = Best(epoch, {name: of[epoch] for name, of in values.items() if epoch in of})
+    return replace(run.result, epochs=max(values[run.metric], default=0), best=best)
 
 
 def experiment_file(client: Any, run: RecordedRun) -> str:
