@@ -42,11 +42,12 @@ class Beside:
             self.mirror = Mirror(self.home, mirror_of(self.experiment.storage.path, launch.name, launch.command), launch.id)
             self.mirror.start()
 
-    def _is_ours(self) -> None:
+    def _is_ours(self) -> bool:
         """Looked at before MLflow is told anything: a launch that another command goes on with isn't sent any more."""
         if self.mirror is not None:
             with contextlib.suppress(Failed):  # it can't be told now
-                self.mirror.look()
+                return not self.mirror.look()
+        return True
 
     @property
     def is_taken(self) -> bool:

@@ -7,7 +7,9 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,15 @@ def test_a_sweep_whose_folder_is_lost_goes_on_in_another_one_from_the_storage(tm
     assert second.run("promote", "digits-cnn", "registry.require={}", "--json").json["decision"] == "promoted"
 
 
+def between_sends(folder: Path) -> None:
+    """Until nothing was sent to MLflow for half a second, after something was: the next time is a second later."""
+    marks = [0] * 10
+    while marks[0] == 0 or len(set(marks)) > 1:
+        time.sleep(0.05)
+        with contextlib.closing(sqlite3.connect(f"file:{folder}/.orchestrator/ledger.sqlite?mode=ro", uri=True)) as db:
+            marks = [*marks[1:], db.execute("select coalesce(max(seq), 0) from sent").fetchone()[0]]
+
+
 @pytest.mark.slow
 def test_a_command_that_was_given_up_for_dead_and_lives_leaves_its_sweep_to_the_one_that_goes_on(tmp_path: Path) -> None:
     """Stopped, as if its machine were cut off, with its workers."""
@@ -105,6 +116,7 @@ def test_a_command_that_was_given_up_for_dead_and_lives_leaves_its_sweep_to_the_
     copies = tmp_path / "shared" / "ledgers" / "digits-cnn" / "sweep"
     sweep = first.start(*words)
     wait_for("an epoch", lambda: epochs_in_ledger(first.folder) >= 6 and list(copies.glob("*.sqlite")))
+    between_sends(first.folder)
     stopped = below(sweep.process.pid)
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)

@@ -235,6 +235,20 @@ def test_the_background_sender_sends_what_is_there_when_it_is_told_to_finish(rec
     assert len(runs()) == 5
 
 
+def test_nothing_is_sent_of_a_launch_that_another_command_took_while_the_sender_was_cut_off(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its look, at the beginning, and its first rows."""
+    record()
+    looks = iter([True])
+    monkeypatch.setattr(tracking.background, "STALE_S", 0.0)
+    sender = BackgroundSender(HOME, lambda: next(looks, False))
+    assert sender.finish(30) > 0
+    assert sender.problem is not None
+    assert "another command goes on with this launch" in sender.problem
+    assert [run.data.metrics for run in runs().values() if run.data.metrics] == []
+
+
 # what goes wrong ------------------------------------------------------------------------------------------------------------
 
 

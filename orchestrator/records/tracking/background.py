@@ -12,12 +12,13 @@ from pathlib import Path
 
 import filelock
 
-from orchestrator.errors import Failed
+from orchestrator.errors import Failed, Taken
 from orchestrator.records.ledger import ALL, Ledger
 from orchestrator.records.tracking.send import Sender
 from orchestrator.records.tracking.store import destination, mlflow_errors, one_line, shown_destination
 
 POLL_S = 2.0
+STALE_S = 5.0
 LAST_WAIT_S = 15.0  # for another command's sending, when there is no next time
 NICE = 5  # training goes first; much lower, and a busy machine starves the thread while it holds the interpreter's lock
 AT_MOST = 2  # times the patience, however often MLflow answers
@@ -25,10 +26,14 @@ SWITCH_S = 0.0005  # Python's default, ten times as long, is what each commit an
 
 
 class BackgroundSender:
-    """Sends while a command runs, in a thread of low priority; tries again when MLflow doesn't answer. `before` is called each time."""
+    """Sends while a command runs, in a thread of low priority; tries again when MLflow doesn't answer.
 
-    def __init__(self, folder: Path, before: Callable[[], object] = lambda: None) -> None:
-        self.folder, self.before = folder, before
+    `ours`: whether the launch is still this command's to send; looked at each time, and once more where much time has gone by since, as in
+    a machine that was cut off.
+    """
+
+    def __init__(self, folder: Path, ours: Callable[[], bool] = lambda: True) -> None:
+        self.folder, self.ours, self._looked_at = folder, ours, 0.0
         self.problem: str | None = None
         self._stop, self._heard_at = threading.Event(), time.monotonic()
         self._ready_at: float | None = None  # when MLflow was imported, and its store there
@@ -59,6 +64,15 @@ class BackgroundSender:
     def _heard(self) -> None:
         self._heard_at = time.monotonic()
 
+    def _look(self) -> bool:
+        self._looked_at = time.monotonic()
+        return self.ours()
+
+    def _before(self) -> None:
+        """Before rows are sent. Raises Taken."""
+        if time.monotonic() - self._looked_at > STALE_S and not self._look():
+            raise Taken("another command goes on with this launch by now")
+
     def _run(self) -> None:
         before = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_S)
@@ -70,9 +84,9 @@ class BackgroundSender:
                 stopping = self._stop.is_set()
                 try:
                     with sending_lock(self.folder, LAST_WAIT_S if stopping else 0):
-                        self.before()
+                        self._look()
                         ledger = ledger or Ledger(self.folder)
-                        sender = sender or Sender(ledger, self._heard)
+                        sender = sender or Sender(ledger, self._heard, self._before)
                         self._ready_at = self._ready_at or time.monotonic()
                         sender.send()
                     self.problem, wait_s = None, POLL_S

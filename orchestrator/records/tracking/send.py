@@ -21,10 +21,13 @@ EXPERIMENT_FILE = "experiment.yaml"
 
 
 class Sender:
-    """Sends a ledger's entries to MLflow. One instance a thread. `heard` is called now and then while MLflow answers."""
+    """Sends a ledger's entries to MLflow. One instance a thread. `heard` is called now and then while MLflow answers.
 
-    def __init__(self, ledger: Ledger, heard: Callable[[], None] = lambda: None) -> None:
-        self.ledger, self.destination, self.heard = ledger, destination(), heard
+    `before` is called before rows are sent, and may raise.
+    """
+
+    def __init__(self, ledger: Ledger, heard: Callable[[], None] = lambda: None, before: Callable[[], None] = lambda: None) -> None:
+        self.ledger, self.destination, self.heard, self.before = ledger, destination(), heard, before
         self.client = client(heard)
         self.heard()
         self._experiments: dict[str, str] = {}
@@ -111,14 +114,18 @@ class Sender:
         given = [Param(key, text(value)) for key, value in params.items()]
         if run_id in self._fresh and len(given) <= 100 and len(metrics) <= 800:
             self._fresh.discard(run_id)
-            self.client.log_batch(run_id, metrics=metrics, params=given, tags=tags)
+            self._log(run_id, metrics=metrics, params=given, tags=tags)
             return
         for start in range(0, len(given), 100):
-            self.client.log_batch(run_id, params=given[start : start + 100])
+            self._log(run_id, params=given[start : start + 100])
         for start in range(0, len(metrics), 1000):
-            self.client.log_batch(run_id, metrics=metrics[start : start + 1000])
+            self._log(run_id, metrics=metrics[start : start + 1000])
         if tags:
-            self.client.log_batch(run_id, tags=tags)
+            self._log(run_id, tags=tags)
+
+    def _log(self, run_id: str, **rows: Any) -> None:
+        self.before()
+        self.client.log_batch(run_id, **rows)
 
     def _send_files(self, run_id: str, launch: Launch) -> None:
         self.client.log_text(run_id, to_yaml(launch.experiment), EXPERIMENT_FILE)
