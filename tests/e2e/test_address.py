@@ -57,7 +57,8 @@ def test_the_token_decides(head: Nodes, form: str, tmp_path: Path) -> None:
 def test_a_sweep_through_the_ray_client_ends_like_any_other(head: Nodes, tmp_path: Path) -> None:
     shell = open_shell(tmp_path)
     shell.env |= head.env
-    swept = shell.run("sweep", EXPERIMENT, "sweep.trials=2", "training.epochs=2", "--address", head.client_address, "--json", timeout_s=400)
+    words = ("sweep.trials=2", "training.epochs=2", "sweep.scheduler=none")
+    swept = shell.run("sweep", EXPERIMENT, *words, "--address", head.client_address, "--json", timeout_s=400)
     assert (swept.json["state"], [trial["epochs"] for trial in swept.json["trials"]]) == ("finished", [2, 2])
 
 
