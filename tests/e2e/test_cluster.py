@@ -28,9 +28,30 @@ def nodes_of(shell: Shell, sweep: Any) -> set[str]:
     return {shell.client().get_run(trial["run_id"]).data.tags["orchestrator.nodes"] for trial in sweep["trials"]}
 
 
-def test_a_sweep_uses_both_nodes(shell: Shell, two_nodes: Nodes) -> None:
+MEETING = """
+import os
+import time
+from pathlib import Path
+
+from models.cnn import CNN
+
+
+class Net(CNN):
+    # Waits until another worker trains too: one that starts late would find nothing left to do.
+    def forward(self, batch):
+        here, until = Path(FOLDER), time.monotonic() + 120
+        (here / f"worker-{os.getpid()}").touch()
+        while len(list(here.glob("worker-*"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        return super().forward(batch)
+"""
+
+
+def test_a_sweep_uses_both_nodes(shell: Shell, two_nodes: Nodes, tmp_path: Path) -> None:
+    (shell.folder / "meeting.py").write_text(MEETING.replace("FOLDER", repr(str(tmp_path))))
+    (shell.folder / "meeting.yaml").write_text((shell.folder / EXPERIMENT).read_text().replace("family: cnn", "class: meeting:Net"))
     words = ("sweep.trials=4", "training.epochs=2", "--address", two_nodes.address, "--json")
-    sweep = shell.run("sweep", EXPERIMENT, *words).json
+    sweep = shell.run("sweep", "meeting.yaml", *words).json
     assert {trial["state"] for trial in sweep["trials"]} <= {"finished", "stopped"}
     assert len(sweep["trials"]) == 4
     assert len(nodes_of(shell, sweep)) == 2, "one node did everything"
