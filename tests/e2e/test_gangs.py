@@ -98,7 +98,6 @@ def test_a_head_that_dies_ends_a_run_of_a_gang_resumable_and_it_says_how(shell: 
     assert " --resume " in said.errors[0]
 
 
-@pytest.mark.long
 def test_elastic_gangs_that_lose_a_node_share_what_is_left_and_every_trial_ends(shell: Shell, begin: Begin) -> None:
     with cluster(nodes=2, cpus=2) as nodes:
         shell.env |= nodes.env
