@@ -160,6 +160,7 @@ class TestGangs(ExecutorContract):
         *_, (slot, ended) = gangs.stop(60)
         assert isinstance(ended, RunEnded)
         assert (slot, ended.trial, ended.state) == (1, 1, "interrupted")
+        assert (len(ended.nodes), ended.wall_s > 0, ended.best is not None) == (2, True, True)
         gangs.close()
         assert len(checkpoint.load(cut.checkpoints)["history"]) >= 2
         assert gangs.broken == {}
