@@ -136,7 +136,9 @@ class Batches:
         """The steps of an epoch (from 1), without the first `skip`."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = shuffled(self.rows, self.batch_size, self.cells, generator).to(self.device)
-        for rows in order[skip * self.batch_size :].split(self.at_once * self.batch_size):
+        together = self.at_once * self.batch_size
+        for start in range(skip * self.batch_size, self.rows, together):
+            rows = order[start : start + together]
             if self.at_once == 1:
                 yield step_of(self.held.columns, rows, self.rank, self.world_size, self.accumulate)
             else:

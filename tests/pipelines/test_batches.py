@@ -69,6 +69,7 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 def test_skipped_steps_are_left_out_and_the_rest_is_the_same() -> None:
     batches = Batches(columns(25), 4, seed=1)
     assert epoch(batches, 3, skip=5) == epoch(batches, 3)[5:]
+    assert epoch(batches, 3, skip=batches.steps) == []
 
 
 def test_the_columns_of_a_batch_stay_together() -> None:

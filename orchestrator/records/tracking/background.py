@@ -18,7 +18,7 @@ from orchestrator.records.tracking.send import Sender
 from orchestrator.records.tracking.store import destination, mlflow_errors, one_line, shown_destination
 
 POLL_S = 2.0
-STALE_S = 5.0
+STALE_S = 5.0  # since the last look whose launch it is: more than sending takes, as a rule
 LAST_WAIT_S = 15.0  # for another command's sending, when there is no next time
 NICE = 5  # training goes first; much lower, and a busy machine starves the thread while it holds the interpreter's lock
 AT_MOST = 2  # times the patience, however often MLflow answers
